@@ -1,0 +1,296 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Operations, as they stand in errors.
+const (
+	opDiscovery = "discovery"
+	opDevice    = "device authorization"
+	opPoll      = "poll"
+	opRefresh   = "refresh"
+	opRevoke    = "revocation"
+	opUserInfo  = "userinfo"
+)
+
+const (
+	grantDeviceCode = "urn:ietf:params:oauth:grant-type:device_code" // RFC 8628 §3.4
+	maxBody         = 1 << 20                                        // after decompression
+	exchangeTimeout = 30 * time.Second                               // one exchange, body included
+)
+
+// client talks to one authorization server: one method, one HTTP exchange (and
+// discovery before the first). It decides nothing and keeps nothing but the
+// metadata.
+type client struct {
+	Config
+	discovered *atomic.Pointer[Endpoints]
+}
+
+// answer is a response that has been read.
+type answer struct {
+	status  int
+	header  http.Header
+	fields  fields
+	ok      bool // fields could be decoded
+	at      time.Time
+	secrets []Secret // to be scrubbed from texts
+}
+
+// exchange sends req and reads the answer. It follows no redirect, since it
+// would carry codes and secrets elsewhere, and reads at most maxBody. The error
+// is an *Error of KindTemporary.
+func (c *client) exchange(req *http.Request, op string) (*answer, error) {
+	ctx, cancel := context.WithTimeout(req.Context(), exchangeTimeout)
+	defer cancel()
+	req = req.WithContext(ctx)
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "caddy-deviceflow")
+
+	resp, err := c.HTTP.RoundTrip(req)
+	if err != nil {
+		return nil, c.unreachable(op, req, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return nil, c.unreachable(op, req, fmt.Errorf("reading the answer: %w", err))
+	}
+	if len(body) > maxBody {
+		return nil, &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
+			Description: "the answer is larger than 1 MiB"}
+	}
+	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now()}
+	a.fields, a.ok = decodeFields(resp.Header.Get("Content-Type"), body)
+	return a, nil
+}
+
+func (c *client) unreachable(op string, req *http.Request, err error) *Error {
+	// A *url.Error would repeat the URL; name the host alone.
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within %s", exchangeTimeout)
+	}
+	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: fmt.Errorf("%s: %w", req.URL.Host, err)}
+}
+
+// failure is the error that an answer means.
+func (a *answer) failure(op string) *Error {
+	e := &Error{Op: op, Status: a.status, RetryAfter: retryAfter(a.header, a.at)}
+	if a.ok {
+		code, description := a.fields.errorCode(a.status)
+		e.Code = clean(scrub(code, a.secrets...), 64)
+		e.Description = clean(scrub(description, a.secrets...), 200)
+		e.Interval, _ = a.fields.seconds(maxCodeLifetime, "interval")
+	}
+	e.Kind = classify(op, e.Code, a.status)
+	if a.status >= 300 && a.status < 400 {
+		e.Kind, e.Description = KindConfiguration, "the endpoint redirects, and redirects are not followed; check its URL"
+	}
+	if e.Code == "" {
+		e.Code = CodeInvalidResponse
+	}
+	return e
+}
+
+// form makes a POST of params with the client's authentication.
+func (c *client) form(ctx context.Context, op, endpoint string, params url.Values, secrets ...Secret) (*answer, error) {
+	header := make(http.Header)
+	header.Set("Content-Type", "application/x-www-form-urlencoded")
+	// RFC 8628 §3.1 and many servers want client_id in the body whatever the style.
+	params.Set("client_id", c.ClientID)
+	if c.ClientAuth != ClientAuthNone {
+		secret, err := c.Secret(ctx)
+		if err != nil {
+			return nil, &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration, Err: fmt.Errorf("reading the client secret: %w", err)}
+		}
+		secrets = append(secrets, secret)
+		if c.ClientAuth == ClientAuthBasic {
+			// RFC 6749 §2.3.1: form-urlencoded before base64.
+			r := http.Request{Header: header}
+			r.SetBasicAuth(url.QueryEscape(c.ClientID), url.QueryEscape(secret.Reveal()))
+		} else {
+			params.Set("client_secret", secret.Reveal())
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(params.Encode()))
+	if err != nil {
+		return nil, &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration, Err: errors.New("the endpoint is not a valid URL")}
+	}
+	req.Header = header
+	// A body that net/http can send again would let it repeat a one-shot code
+	// on a connection that broke.
+	req.GetBody = nil
+	a, err := c.exchange(req, op)
+	if err != nil {
+		return nil, err
+	}
+	a.secrets = secrets
+	return a, nil
+}
+
+// common are the parameters of device and token requests alike.
+func (c *client) common() url.Values {
+	v := make(url.Values, len(c.Params)+6)
+	for k, vv := range c.Params {
+		v[k] = append([]string(nil), vv...)
+	}
+	if len(c.Resource) > 0 {
+		v["resource"] = append([]string(nil), c.Resource...)
+	}
+	return v
+}
+
+// deviceCode is a device authorization response (RFC 8628 §3.2).
+type deviceCode struct {
+	code     Secret
+	login    LoginInfo
+	interval time.Duration
+}
+
+// authorize asks for a code (RFC 8628 §3.1).
+func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
+	e, err := c.endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if e.DeviceAuthorization == "" {
+		return nil, missingEndpoint(opDevice, "device_authorization_endpoint")
+	}
+	if e.Token == "" {
+		return nil, missingEndpoint(opDevice, "token_endpoint")
+	}
+	params := c.common()
+	if len(c.Scope) > 0 {
+		params.Set("scope", strings.Join(c.Scope, " "))
+	}
+	if c.Audience != "" {
+		params.Set("audience", c.Audience)
+	}
+	a, err := c.form(ctx, opDevice, e.DeviceAuthorization, params)
+	if err != nil {
+		return nil, err
+	}
+	if code, _ := a.fields.errorCode(a.status); code != "" || a.status != http.StatusOK || !a.ok {
+		return nil, a.failure(opDevice)
+	}
+	f := a.fields
+	d := &deviceCode{
+		code: NewSecret(f.text("device_code", "code")),
+		login: LoginInfo{
+			// As it came: it can be case sensitive, and its look is the server's business.
+			UserCode:                f.text("user_code"),
+			VerificationURI:         f.text("verification_uri", "verification_url"),
+			VerificationURIComplete: f.text("verification_uri_complete", "verification_url_complete"),
+		},
+	}
+	for what, missing := range map[string]bool{
+		"device_code": d.code.IsZero(), "user_code": d.login.UserCode == "", "verification_uri": d.login.VerificationURI == "",
+	} {
+		if missing {
+			return nil, &Error{Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status,
+				Description: "the answer has no " + what}
+		}
+	}
+	lifetime, ok := f.seconds(maxCodeLifetime, "expires_in", "expire_in")
+	if !ok {
+		lifetime = defaultCodeLifetime
+	}
+	d.login.ExpiresAt = a.at.Add(lifetime)
+	if d.interval, ok = f.seconds(maxCodeLifetime, "interval"); !ok {
+		d.interval = defaultInterval
+	}
+	// An interval of a year would mean that nobody can ever log in, one of a
+	// microsecond would be a loop.
+	d.interval = max(min(d.interval, max(lifetime/3, defaultInterval)), minInterval)
+	return d, nil
+}
+
+// poll asks once whether the login has been approved (RFC 8628 §3.4).
+func (c *client) poll(ctx context.Context, code Secret) (*grant, error) {
+	e, err := c.endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	params := c.common()
+	params.Set("grant_type", grantDeviceCode)
+	params.Set("device_code", code.Reveal())
+	a, err := c.form(ctx, opPoll, e.Token, params, code)
+	if err != nil {
+		return nil, err
+	}
+	return a.grant(opPoll)
+}
+
+// refresh trades a refresh token for an access token (RFC 6749 §6).
+func (c *client) refresh(ctx context.Context, token Secret) (*grant, error) {
+	e, err := c.endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if e.Token == "" {
+		return nil, missingEndpoint(opRefresh, "token_endpoint")
+	}
+	params := c.common()
+	params.Set("grant_type", "refresh_token")
+	params.Set("refresh_token", token.Reveal())
+	a, err := c.form(ctx, opRefresh, e.Token, params, token)
+	if err != nil {
+		return nil, err
+	}
+	return a.grant(opRefresh)
+}
+
+// revoke ends a token at the server (RFC 7009). A server without the endpoint
+// has nothing to revoke; that is no error.
+func (c *client) revoke(ctx context.Context, token Secret, hint string) error {
+	e, err := c.endpoints(ctx)
+	if err != nil {
+		return err
+	}
+	if e.Revocation == "" {
+		return nil
+	}
+	a, err := c.form(ctx, opRevoke, e.Revocation, url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}}, token)
+	if err != nil {
+		return err
+	}
+	if a.status != http.StatusOK && a.status != http.StatusNoContent {
+		return a.failure(opRevoke)
+	}
+	return nil
+}
+
+// userInfo asks who the token belongs to (OpenID Connect Core §5.3). It returns
+// nil without an error when the server has no such endpoint.
+func (c *client) userInfo(ctx context.Context, token Secret) (*Account, error) {
+	e, err := c.endpoints(ctx)
+	if err != nil || e.UserInfo == "" {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.UserInfo, nil)
+	if err != nil {
+		return nil, asError(opUserInfo, err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token.Reveal())
+	a, err := c.exchange(req, opUserInfo)
+	if err != nil {
+		return nil, err
+	}
+	if a.status != http.StatusOK || !a.ok {
+		return nil, a.failure(opUserInfo)
+	}
+	return accountFrom(a.fields, c.Issuer), nil
+}

@@ -1,0 +1,251 @@
+package flow
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// ClientAuth is how the client authenticates (RFC 6749 §2.3). One style is used
+// throughout: trying a second one would burn one-shot codes and tokens.
+type ClientAuth string
+
+// The values of [ClientAuth]. Empty means ClientAuthPost with a secret and
+// ClientAuthNone without.
+const (
+	ClientAuthNone  ClientAuth = "none"
+	ClientAuthPost  ClientAuth = "post"
+	ClientAuthBasic ClientAuth = "basic"
+)
+
+// LoginPolicy says when a session asks for a code by itself.
+type LoginPolicy string
+
+// The values of [LoginPolicy]. Empty means LoginOnDemand.
+const (
+	// LoginOnDemand waits for [Session.Demand] or [Session.Login].
+	LoginOnDemand LoginPolicy = "on_demand"
+	// LoginEager asks as soon as the session runs without a login.
+	LoginEager LoginPolicy = "eager"
+)
+
+// DefaultName is the name of a session that was given none.
+const DefaultName = "default"
+
+// Endpoints are the places of an authorization server. Each empty one is taken
+// from discovery.
+type Endpoints struct {
+	DeviceAuthorization string // RFC 8628 §3.1
+	Token               string // RFC 6749 §3.2
+	Revocation          string // RFC 7009
+	UserInfo            string // OpenID Connect Core §5.3
+}
+
+// Config describes one login. ClientID and either Issuer or both of
+// Endpoints.DeviceAuthorization and Endpoints.Token are required; every other
+// zero value has a sensible meaning.
+type Config struct {
+	// Name is shown to people and is part of the storage key. Default: DefaultName.
+	Name string
+	// StorageName takes the place of Name in the storage key, so that a session
+	// can be shown under another name without losing its login. Default: Name.
+	StorageName string
+
+	// Issuer is the issuer identifier (RFC 8414 §2); it turns discovery on.
+	Issuer    string
+	Endpoints Endpoints
+
+	ClientID   string
+	ClientAuth ClientAuth
+	// Secret is asked for the client secret at every request that carries it,
+	// so that a rotated file needs no restart. Nil: a public client.
+	Secret func(context.Context) (Secret, error)
+
+	Scope    []string
+	Audience string   // Auth0's "audience"
+	Resource []string // RFC 8707
+	// Params are sent in addition, with device and token requests alike.
+	Params url.Values
+	// InsecureHTTP allows http:// endpoints on other hosts than loopback.
+	InsecureHTTP bool
+
+	Login LoginPolicy
+	// RefreshWait bounds how long [Session.Token] waits for a refresh that is
+	// under way when there is no usable token. Default: 5 s.
+	RefreshWait time.Duration
+
+	// HTTP reaches the authorization server. Redirects are never followed.
+	// Default: http.DefaultTransport.
+	HTTP http.RoundTripper
+	// Store keeps the login. Default: a MemoryStore.
+	Store Store
+	// Observer hears what happens. Default: nobody.
+	Observer Observer
+}
+
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// withDefaults fills zero values in.
+func (c Config) withDefaults() Config {
+	if c.Name == "" {
+		c.Name = DefaultName
+	}
+	if c.StorageName == "" {
+		c.StorageName = c.Name
+	}
+	if c.ClientAuth == "" {
+		c.ClientAuth = ClientAuthNone
+		if c.Secret != nil {
+			c.ClientAuth = ClientAuthPost
+		}
+	}
+	if c.Login == "" {
+		c.Login = LoginOnDemand
+	}
+	if c.RefreshWait == 0 {
+		c.RefreshWait = 5 * time.Second
+	}
+	if c.HTTP == nil {
+		c.HTTP = http.DefaultTransport
+	}
+	if c.Store == nil {
+		c.Store = new(MemoryStore)
+	}
+	if c.Observer == nil {
+		c.Observer = func(Event) {}
+	}
+	return c
+}
+
+// Validate reports everything about c that can be known to be wrong without a
+// request, each with what to write instead.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	if c.Name != "" && !nameRE.MatchString(c.Name) {
+		bad("session name %q: use letters, digits, dot, underscore and hyphen, at most 64, starting with a letter or digit", c.Name)
+	}
+	if c.ClientID == "" {
+		bad("client_id is missing: write 'client_id <id>' with the id that the authorization server gave your application")
+	}
+	if c.Issuer == "" && (c.Endpoints.DeviceAuthorization == "" || c.Endpoints.Token == "") {
+		bad("no authorization server: write 'issuer <url>', or both 'device_authorization_endpoint <url>' and 'token_endpoint <url>'")
+	}
+	for _, e := range []struct{ name, url string }{
+		{"issuer", c.Issuer},
+		{"device_authorization_endpoint", c.Endpoints.DeviceAuthorization},
+		{"token_endpoint", c.Endpoints.Token},
+		{"revocation_endpoint", c.Endpoints.Revocation},
+		{"userinfo_endpoint", c.Endpoints.UserInfo},
+	} {
+		if e.url == "" {
+			continue
+		}
+		if err := checkEndpoint(e.url, c.InsecureHTTP); err != nil {
+			bad("%s: %w", e.name, err)
+		}
+	}
+	switch c.ClientAuth {
+	case "", ClientAuthNone:
+	case ClientAuthPost, ClientAuthBasic:
+		if c.Secret == nil {
+			bad("client_auth %s needs a secret: write 'client_secret {file./path/to/secret}'", c.ClientAuth)
+		}
+	default:
+		bad("client_auth %q is not known: use none, post or basic", c.ClientAuth)
+	}
+	if c.ClientAuth == ClientAuthNone && c.Secret != nil {
+		bad("client_auth none and a client_secret exclude each other: remove one of them")
+	}
+	switch c.Login {
+	case "", LoginOnDemand, LoginEager:
+	default:
+		bad("login %q is not known: use on_demand or eager", c.Login)
+	}
+	for _, r := range c.Resource {
+		// RFC 8707 §2: an absolute URI without a fragment.
+		if u, err := url.Parse(r); err != nil || !u.IsAbs() || strings.Contains(r, "#") {
+			bad("resource %q: use an absolute URI without a fragment (RFC 8707)", r)
+		}
+	}
+	for _, s := range c.Scope {
+		if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '"' || r == '\\' || r > '~' }) {
+			bad("scope %q: a scope has no spaces, quotes, backslashes or non-ASCII letters (RFC 6749 §3.3)", s)
+		}
+	}
+	for name := range c.Params {
+		if slices.Contains(ownParams, name) {
+			bad("param %s: this parameter is set by the flow itself; use the setting of that name", name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ownParams cannot be set by [Config.Params]: a second value of any of them
+// would be a malformed request (RFC 6749 §3.2).
+var ownParams = []string{
+	"client_id", "client_secret", "grant_type", "device_code", "refresh_token",
+	"scope", "audience", "resource", "client_assertion", "client_assertion_type", "token", "token_type_hint",
+}
+
+// Fingerprint identifies the login that c describes: issuer, client, scope and
+// audience. Two configurations with the same fingerprint can share a login; a
+// record of another fingerprint is never used. Secrets are not part of it.
+func (c Config) Fingerprint() string {
+	as := c.Issuer
+	if as == "" {
+		as = c.Endpoints.Token
+	}
+	sorted := func(in []string) []string { return slices.Compact(slices.Sorted(slices.Values(in))) }
+	b, err := json.Marshal([]any{strings.TrimSuffix(as, "/"), c.ClientID, sorted(c.Scope), c.Audience, sorted(c.Resource), c.Params})
+	if err != nil {
+		panic(err) // strings and slices of strings always marshal
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// storageKey is where the record lies in the [Store].
+func (c Config) storageKey() string {
+	return c.StorageName + "-" + c.Fingerprint() + ".json"
+}
+
+// checkEndpoint accepts absolute https URLs, and http ones on loopback or when
+// the operator insists.
+func checkEndpoint(raw string, insecure bool) error {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return fmt.Errorf("%q is not a URL: %w", raw, err)
+	}
+	if u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		return fmt.Errorf("%q is not an absolute URL: write it with its scheme, as in https://login.example.com", raw)
+	}
+	if u.User != nil || u.Fragment != "" {
+		return fmt.Errorf("%q: a user name or a fragment does not belong in this URL", u.Redacted())
+	}
+	if u.Scheme == "http" && !insecure && !isLoopback(u.Hostname()) {
+		return fmt.Errorf("%q would send codes and tokens in clear text: use https://, or set insecure_http if the network is trusted", raw)
+	}
+	return nil
+}
+
+// isLoopback reports whether host names this machine (RFC 6761 §6.3).
+func isLoopback(host string) bool {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}

@@ -1,0 +1,44 @@
+// Package flow keeps one OAuth 2.0 login alive for programs that cannot log in
+// by themselves. It speaks the Device Authorization Grant (RFC 8628): a person
+// approves once, on any browser, and from then on [Session.Token] hands out a
+// fresh access token, refreshed ahead of its expiry and kept across restarts.
+//
+// # The life of a session
+//
+//	                   Demand, Login                approved
+//	login_required ───────────────────► pending ───────────────► authorized
+//	  ▲    ▲  ▲  expired, denied           │                       │   ▲
+//	  │    │  └────────────────────────────┘      refresh fails    │   │ refresh
+//	  │    │                                                       ▼   │ succeeds
+//	  │    │      refresh token refused (invalid_grant)          degraded
+//	  │    └───────────────────────────────────────────────────────┤
+//	  │ Logout                                    token lapses     ▼
+//	  └─────────────────────────────────────────────────────── unavailable
+//
+// A server that refuses the client itself (invalid_client, invalid_scope, …)
+// leads to misconfigured from any of these; nothing is deleted there.
+//
+// One goroutine, [Session.Run], owns a session and takes every decision.
+// Everybody else reads an immutable view through one atomic pointer, or waits
+// for the next view on a context of their own.
+//
+// # Where the standards live
+//
+//	discovery.go   RFC 8414 and OpenID Connect Discovery 1.0
+//	client.go      RFC 8628 §3.1, §3.4; RFC 6749 §2.3, §6; RFC 7009
+//	wire.go        the responses of RFC 8628 §3.2 and RFC 6749 §5, as servers really send them
+//	errors.go      RFC 8628 §3.5, RFC 6749 §5.2
+//	login.go       RFC 8628 §3.3 to §3.5: the code, the interval, slow_down
+//	refresh.go     RFC 6749 §6, rotation after RFC 9700 §4.14
+//	transport.go   RFC 6750 §2.1
+//
+// # Guarantees
+//
+//   - A request with a usable token takes no lock and reads no clock.
+//   - A refresh token is saved before the access token that came with it is used.
+//   - There is at most one refresh and one poll under way for a session.
+//   - Secrets are of type [Secret], which prints as "[redacted]" whatever the verb.
+//
+// The package does not log, keeps no global state and imports nothing beyond
+// the standard library. What happens is told to an [Observer].
+package flow

@@ -1,0 +1,216 @@
+package flow
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Kind sorts errors by what a session does about them.
+type Kind int
+
+// The kinds of [Error].
+const (
+	// KindTemporary: try again later; nothing is given up. Network and TLS
+	// errors, 5xx, 429, HTML pages, empty bodies.
+	KindTemporary Kind = iota
+	// KindDoubtful: a refusal that is not clearly final. Some servers say
+	// invalid_request for a dead refresh token, others while they restart.
+	KindDoubtful
+	// KindPending: the operator has not decided yet (RFC 8628 §3.5).
+	KindPending
+	// KindSlowDown: as pending, and poll more slowly from now on.
+	KindSlowDown
+	// KindDenied: the request was refused, by a person or by a policy.
+	KindDenied
+	// KindExpired: the device code is dead.
+	KindExpired
+	// KindReauthorize: the refresh token is dead, a person has to log in.
+	KindReauthorize
+	// KindConfiguration: the server refuses the client, the scope or the
+	// grant type; a person has to fix the configuration.
+	KindConfiguration
+)
+
+// Codes of our own, where the server gave none.
+const (
+	CodeUnreachable     = "unreachable"
+	CodeInvalidResponse = "invalid_response"
+	CodeStorageFailed   = "storage_failed"
+	CodeConfiguration   = "configuration"
+)
+
+// Error is a failed exchange with the authorization server.
+type Error struct {
+	Kind Kind
+	// Op is what was tried: "discovery", "device authorization", "poll", "refresh", …
+	Op string
+	// Code is the server's error code, or one of ours.
+	Code string
+	// Description is the server's own, cleaned and bounded, without secrets.
+	Description string
+	// Status is the HTTP status, 0 when there was no answer.
+	Status int
+	// RetryAfter is the server's wish (RFC 9110 §10.2.3), clamped; 0 when there was none.
+	RetryAfter time.Duration
+	// Interval is the polling interval that came with a slow_down, 0 for none.
+	Interval time.Duration
+	// Err is the cause, where there was one.
+	Err error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	b.WriteString(": ")
+	b.WriteString(e.reason())
+	return b.String()
+}
+
+// reason is the error without the operation, for people.
+func (e *Error) reason() string {
+	s := e.Code
+	switch {
+	case e.Err != nil:
+		s = e.Err.Error()
+	case e.Status != 0:
+		s = fmt.Sprintf("%s (HTTP %d)", e.Code, e.Status)
+	}
+	if e.Description != "" {
+		s += ": " + e.Description
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// asError makes an *Error of any error; a foreign one is temporary.
+func asError(op string, err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: err}
+}
+
+// classify gives the kind of an error answer. The name comes first and the
+// status second, since servers use 200, 400, 401, 403, 428 and 429 for the same
+// name; only 429 outranks the name, for a rate limit can come as invalid_grant.
+func classify(op, code string, status int) Kind {
+	name := strings.ToLower(strings.ReplaceAll(code, " ", "_"))
+	if name == "slow_down" && op == opPoll {
+		return KindSlowDown
+	}
+	if status == 429 || status >= 500 || status == 408 {
+		return KindTemporary
+	}
+	switch name {
+	case "":
+		if op == opRefresh && status >= 400 {
+			return KindDoubtful
+		}
+		return KindTemporary
+	case "server_error", "temporarily_unavailable", "rate_limit_exceeded", "too_many_user_codes", "slow_down":
+		return KindTemporary
+	case "invalid_client", "unauthorized_client", "invalid_scope", "unsupported_grant_type",
+		"device_flow_disabled", "incorrect_client_credentials", "invalid_target":
+		return KindConfiguration
+	}
+	if op == opRefresh {
+		if name == "invalid_grant" {
+			return KindReauthorize
+		}
+		return KindDoubtful
+	}
+	if op == opPoll {
+		switch name {
+		case "authorization_pending":
+			return KindPending
+		case "access_denied", "authorization_declined":
+			return KindDenied
+		case "expired_token", "token_expired", "expired", "invalid_grant", "invalid_code_pair",
+			"bad_verification_code", "invalid_device_code":
+			return KindExpired
+		}
+	}
+	// RFC 8628 §3.5: any other error ends the login.
+	return KindConfiguration
+}
+
+// describe says in plain words what an error means for the operator.
+func describe(e *Error) string {
+	var s string
+	switch e.Kind {
+	case KindTemporary:
+		switch {
+		case e.Status == 429:
+			s = "the authorization server asks us to slow down"
+		case e.Code == CodeStorageFailed:
+			s = "the login could not be stored"
+		case e.Status != 0:
+			s = fmt.Sprintf("the authorization server has a problem of its own (HTTP %d)", e.Status)
+		case e.Code == CodeInvalidResponse:
+			s = "the authorization server sent an answer that cannot be used"
+		default:
+			s = "the authorization server cannot be reached"
+		}
+	case KindDenied:
+		// Not "you refused": servers say access_denied for policies as well.
+		s = "the login was not approved"
+	case KindExpired:
+		s = "the code ran out before the login was approved"
+	case KindReauthorize:
+		s = "the authorization server has ended this login"
+	case KindDoubtful:
+		s = "the authorization server did not accept the refresh"
+	case KindConfiguration:
+		s = "the authorization server refuses this client or what it asks for"
+	default:
+		s = "waiting for the operator"
+	}
+	if d := e.reason(); d != "" {
+		s += ": " + d
+	}
+	return clean(s, 400)
+}
+
+// clean makes text from a server fit to be shown: one line, no control,
+// bidirectional or invisible characters, at most max runes.
+func clean(s string, max int) string {
+	var b strings.Builder
+	n := 0
+	space := false
+	for _, r := range s {
+		if unicode.IsSpace(r) {
+			space = n > 0
+			continue
+		}
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			continue
+		}
+		if space {
+			b.WriteByte(' ')
+			n++
+			space = false
+		}
+		if n >= max {
+			b.WriteString("…")
+			break
+		}
+		b.WriteRune(r)
+		n++
+	}
+	return b.String()
+}
+
+// scrub removes secrets that a server has put back into its error text.
+func scrub(s string, secrets ...Secret) string {
+	for _, x := range secrets {
+		if v := x.Reveal(); len(v) >= 4 {
+			s = strings.ReplaceAll(s, v, redacted)
+		}
+	}
+	return s
+}

@@ -1,0 +1,290 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// Pauses between attempts to get a code.
+const (
+	deviceRetryMin   = time.Second
+	deviceRetryMax   = time.Minute
+	configurationGap = time.Minute // between attempts that the server refuses for our configuration
+	pollRetryMax     = time.Minute
+	expiredGapMin    = 10 * time.Second // after a code that nobody used, doubled each time
+	expiredGapMax    = time.Hour
+)
+
+// errOvertaken answers those who waited for something that a newer login or a
+// logout has made pointless.
+var errOvertaken = errors.New("overtaken by another login or a logout")
+
+// loginState is the owner's memory of logins.
+type loginState struct {
+	asking  bool // a device authorization request is under way
+	polling bool
+	// held: the last login was refused; only Login starts another.
+	held     bool
+	failures int       // device requests in a row that failed
+	unused   int       // codes in a row that nobody approved
+	next     time.Time // no device request on demand before this
+	err      *StatusError
+	replies  []chan error
+}
+
+// allowed reports whether a demand may start a login now.
+func (l *loginState) allowed(now time.Time) bool { return !l.held && !now.Before(l.next) }
+
+// unblock forgets a refusal of the configuration, for there is a new one.
+func (l *loginState) unblock() {
+	if l.err != nil && l.err.Action == ActionFixConfiguration {
+		l.held, l.next, l.failures = false, time.Time{}, 0
+	}
+}
+
+func (l *loginState) reply(err error) {
+	for _, r := range l.replies {
+		r <- err
+	}
+	l.replies = nil
+}
+
+// startLogin asks for a code, unless a request for one is under way.
+func (s *Session) startLogin() {
+	if s.login.asking {
+		return
+	}
+	s.login.asking, s.login.held = true, false
+	s.publish()
+	c, epoch := s.client.Load(), s.epoch
+	s.job(func(ctx context.Context) func() {
+		d, err := c.authorize(ctx)
+		return func() {
+			s.login.asking = false
+			if epoch != s.epoch {
+				s.publish()
+				s.login.reply(errOvertaken)
+				return
+			}
+			s.codeReceived(d, err)
+		}
+	})
+}
+
+// codeReceived takes the answer to a device authorization request.
+func (s *Session) codeReceived(d *deviceCode, err error) {
+	now := time.Now()
+	if err != nil {
+		e := asError(opDevice, err)
+		s.login.failures++
+		wait := max(backoff(s.login.failures, deviceRetryMin, deviceRetryMax), e.RetryAfter)
+		if e.Kind == KindConfiguration {
+			wait = max(wait, configurationGap)
+		}
+		s.login.next = now.Add(wait)
+		s.login.err = statusError(e, s.login.next)
+		s.publish()
+		s.observe(Event{Kind: EventLoginFailed, Err: e})
+		s.login.reply(e)
+		return
+	}
+	s.login.failures, s.login.err = 0, nil
+	s.rec.pending = &pendingLogin{
+		code: d.code, info: d.login, interval: d.interval,
+		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
+	}
+	s.changed()
+	s.publish()
+	s.observe(Event{Kind: EventLoginPending})
+	s.login.reply(nil)
+}
+
+// startPoll asks once; there is never a second poll at the same time, since
+// some servers revoke the tokens of a code that is used twice.
+func (s *Session) startPoll() {
+	s.login.polling = true
+	c, epoch, p := s.client.Load(), s.epoch, s.rec.pending
+	s.job(func(ctx context.Context) func() {
+		begin := time.Now()
+		g, err := c.poll(ctx, p.code)
+		took := time.Since(begin)
+		return func() {
+			s.login.polling = false
+			if epoch != s.epoch || s.rec.pending != p {
+				s.discard(g)
+				return
+			}
+			s.polled(p, g, err, took)
+		}
+	})
+}
+
+// polled takes the answer to a poll (RFC 8628 §3.5).
+func (s *Session) polled(p *pendingLogin, g *grant, err error, took time.Duration) {
+	now := time.Now() // the interval counts from the receipt of the answer
+	if err == nil || g != nil {
+		s.approved(g, err, took)
+		return
+	}
+	e := asError(opPoll, err)
+	kind := e.Kind
+	if e.Code == CodeConfiguration {
+		kind = KindTemporary // our own trouble (a secret file, the metadata) does not end the code
+	}
+	switch kind {
+	case KindPending:
+		p.failures = 0
+	case KindSlowDown:
+		// For this and all later polls.
+		p.failures = 0
+		p.interval = min(max(p.interval+5*time.Second, e.Interval, e.RetryAfter), maxCodeLifetime)
+		s.changed() // a restart must not poll faster again
+	case KindTemporary, KindDoubtful:
+		p.failures++
+		wait := max(backoff(p.failures, p.interval*2, max(pollRetryMax, p.interval)), p.interval, e.RetryAfter)
+		p.nextPoll = now.Add(wait)
+		s.login.err = statusError(e, p.nextPoll)
+		s.publish()
+		return
+	default:
+		s.loginFailed(e)
+		return
+	}
+	p.nextPoll = now.Add(p.interval)
+	if s.login.err != nil {
+		s.login.err = nil
+		s.publish()
+	}
+}
+
+// approved turns the token response into the session's login. err is set when
+// its access token cannot be used; its refresh token may be good all the same.
+func (s *Session) approved(g *grant, err error, took time.Duration) {
+	if err != nil && g.refresh.IsZero() {
+		s.loginFailed(asError(opPoll, err))
+		return
+	}
+	before := s.rec
+	s.epoch++
+	s.login = loginState{asking: s.login.asking, replies: s.login.replies}
+	s.rec = &record{fingerprint: before.fingerprint, generation: before.generation, loginAt: time.Now().Round(0)}
+	s.rec.account = g.account
+	if len(g.scope) == 0 {
+		// RFC 6749 §5.1: left out when identical to what was asked for.
+		g.scope = s.client.Load().Scope
+	}
+	s.adopt(g)
+	s.refresh.running = false // of the login before; its result is dropped by the epoch
+	if err != nil {
+		s.refreshFailed(asError(opPoll, err), took)
+	} else {
+		s.refresh.succeeded()
+	}
+	s.changedThen(func() {
+		s.useAdopted()
+		s.publish()
+		s.observe(Event{Kind: EventLoginSucceeded, Took: took})
+		s.refresh.reply(nil)
+		s.identify()
+	})
+	if before.loggedIn() {
+		s.revokeInBackground(before.refresh)
+	}
+}
+
+// loginFailed ends a pending login. Except for a code that ran out, only a
+// person starts the next one.
+func (s *Session) loginFailed(e *Error) {
+	s.rec.pending = nil
+	s.login.held = e.Kind != KindExpired
+	if e.Kind == KindExpired {
+		s.login.unused++
+		s.login.next = time.Now().Add(backoff(s.login.unused, expiredGapMin, expiredGapMax))
+	}
+	s.login.err = statusError(e, time.Time{})
+	s.changed()
+	s.publish()
+	s.observe(Event{Kind: EventLoginFailed, Err: e})
+}
+
+// identify asks the userinfo endpoint who logged in, where no id_token said so
+// and an openid scope allows the question.
+func (s *Session) identify() {
+	if s.closing || s.rec.account != nil || s.token == nil || !slices.Contains(s.rec.scope, "openid") {
+		return
+	}
+	c, epoch, token := s.client.Load(), s.epoch, s.token.value
+	s.job(func(ctx context.Context) func() {
+		account, err := c.userInfo(ctx, token)
+		return func() {
+			if err != nil || account == nil || epoch != s.epoch {
+				return // a name on the page is a courtesy
+			}
+			s.rec.account = account
+			s.changed()
+			s.publish()
+		}
+	})
+}
+
+// forget is Logout on the owner's goroutine.
+func (s *Session) forget(reply chan error) {
+	token := s.rec.refresh
+	hint := "refresh_token"
+	if token.IsZero() {
+		token, hint = s.rec.access, "access_token"
+	}
+	was := s.rec.loggedIn()
+	s.epoch++
+	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + 1}
+	s.token = nil
+	s.login = loginState{asking: s.login.asking, polling: s.login.polling, replies: s.login.replies}
+	s.refresh.reply(errOvertaken)
+	s.refresh = refreshState{}
+	s.changed()
+	s.publish()
+	if was {
+		s.observe(Event{Kind: EventLoggedOut})
+	}
+	if token.IsZero() {
+		reply <- nil
+		return
+	}
+	c := s.client.Load()
+	s.job(func(ctx context.Context) func() {
+		err := c.revoke(ctx, token, hint)
+		return func() { reply <- err }
+	})
+}
+
+// discard revokes a grant that came for a login that is no longer wanted.
+func (s *Session) discard(g *grant) {
+	if g != nil {
+		s.revokeInBackground(g.refresh)
+	}
+}
+
+func (s *Session) revokeInBackground(token Secret) {
+	if token.IsZero() {
+		return
+	}
+	c := s.client.Load()
+	s.job(func(ctx context.Context) func() {
+		_ = c.revoke(ctx, token, "refresh_token") // best effort: nobody waits for it
+		return func() {}
+	})
+}
+
+// backoff is the pause after the n-th failure in a row, n ≥ 1: first, doubled
+// each time up to most, and spread by a tenth so that instances part ways.
+func backoff(n int, first, most time.Duration) time.Duration {
+	d := first
+	for ; n > 1 && d < most; n-- {
+		d *= 2
+	}
+	d = min(d, most)
+	return d - time.Duration(rand.Float64()*float64(d)/10)
+}

@@ -1,0 +1,232 @@
+package flow
+
+import (
+	"context"
+	"time"
+)
+
+// Run owns the session until ctx ends; then it waits up to three seconds for
+// exchanges that are under way, saves what they brought, and returns. It may be
+// called once.
+func (s *Session) Run(ctx context.Context) {
+	defer close(s.done)
+	jobCtx, cancelJobs := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelJobs()
+	s.jobCtx = jobCtx
+
+	s.load()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var grace, end <-chan time.Time
+	stop := ctx.Done()
+	for {
+		select {
+		case f := <-s.inbox:
+			f()
+		case <-s.wake:
+			s.demanded = true
+		case t := <-s.rejected:
+			s.refreshForced(t)
+		case <-s.swap:
+			s.login.unblock()
+			s.refresh.unblock()
+			s.save.next = time.Time{} // perhaps there is a better store now
+		case <-timer.C:
+		case <-stop:
+			stop = nil
+			s.closing = true
+			t := time.NewTimer(shutdownGrace)
+			defer t.Stop()
+			grace = t.C
+		case <-grace:
+			cancelJobs()
+			t := time.NewTimer(abandonAfter)
+			defer t.Stop()
+			end = t.C
+		case <-end:
+			s.jobs = 0 // a store or transport that ignores its context
+		}
+		now := time.Now()
+		if s.closing {
+			if s.jobs == 0 {
+				s.lastSave()
+				return
+			}
+			continue
+		}
+		s.step(now)
+		timer.Reset(s.untilDue(now))
+	}
+}
+
+// step does everything that is due. It reports whether it has begun a login.
+func (s *Session) step(now time.Time) (began bool) {
+	if !s.loaded || s.closing {
+		return false
+	}
+	wall := now.Round(0)
+	if s.token != nil && !s.token.expiry.IsZero() && !wall.Before(s.token.expiry) {
+		s.token = nil
+		if s.rec.refresh.IsZero() {
+			s.rec.access = Secret{} // nothing is left of this login
+			s.changed()
+		}
+		s.publish()
+	}
+	s.stepSave(now)
+	s.stepRefresh(now)
+	if p := s.rec.pending; p != nil && !s.login.polling {
+		switch {
+		case !wall.Before(p.info.ExpiresAt):
+			// RFC 8628 §3.5, and the local clock: some servers say pending for ever.
+			s.loginFailed(&Error{Kind: KindExpired, Op: opPoll, Code: "expired_token"})
+		case !now.Before(p.nextPoll):
+			s.startPoll()
+		}
+	}
+	wanted := s.demanded || s.client.Load().Login == LoginEager
+	s.demanded = false
+	if wanted && s.token == nil && !s.rec.loggedIn() && s.login.allowed(now) && s.rec.pending == nil && !s.login.asking {
+		s.startLogin()
+		return true
+	}
+	return false
+}
+
+// untilDue is when step has to look again at the latest.
+func (s *Session) untilDue(now time.Time) time.Duration {
+	d := wallClock
+	sooner := func(t time.Time) {
+		if !t.IsZero() {
+			d = min(d, t.Sub(now))
+		}
+	}
+	if p := s.rec.pending; p != nil && !s.login.polling {
+		sooner(p.nextPoll)
+		sooner(p.info.ExpiresAt)
+	}
+	if s.token != nil {
+		sooner(s.token.expiry)
+	}
+	if !s.refresh.running && !s.rec.refresh.IsZero() {
+		sooner(s.refresh.next)
+	}
+	if s.save.held != nil {
+		sooner(s.save.heldUntil)
+	}
+	return max(d, 0)
+}
+
+// job runs work beside the owner and then, on the owner's goroutine, what work
+// returns. The work hangs on no caller's context.
+func (s *Session) job(work func(ctx context.Context) func()) {
+	s.jobs++
+	ctx := s.jobCtx
+	go func() {
+		done := work(ctx)
+		select {
+		case s.inbox <- func() { s.jobs--; done() }:
+		case <-s.done:
+		}
+	}()
+}
+
+// publish makes the present state public.
+func (s *Session) publish() {
+	st := s.snapshot()
+	from := s.state
+	changed := st.State != from
+	if changed {
+		s.state, s.since = st.State, stamp(time.Now())
+	}
+	st.Since = s.since
+	old := s.view.Swap(&view{
+		token:   s.token,
+		status:  st,
+		waiting: !s.loaded || (s.token == nil && s.refresh.running),
+		asking:  s.login.asking,
+		changed: make(chan struct{}),
+	})
+	close(old.changed)
+	if changed {
+		s.observe(Event{Kind: EventStateChanged, From: from})
+	}
+}
+
+func (s *Session) observe(e Event) {
+	e.Status = s.view.Load().status
+	s.client.Load().Observer(e)
+}
+
+// snapshot builds the status from what the owner knows.
+func (s *Session) snapshot() Status {
+	st := Status{Session: s.name}
+	if s.rec.loggedIn() {
+		st.Account = s.rec.account
+	}
+	if p := s.rec.pending; p != nil {
+		info := p.info
+		info.ExpiresAt = stamp(info.ExpiresAt)
+		st.Login = &info
+	}
+	if t := s.token; t != nil {
+		info := TokenInfo{Scope: s.rec.scope, Refreshable: !s.rec.refresh.IsZero()}
+		if !t.expiry.IsZero() {
+			at := stamp(t.expiry)
+			info.ExpiresAt = &at
+		}
+		if info.Refreshable {
+			at := stamp(s.refresh.next)
+			info.RefreshAt = &at
+		}
+		st.Token = &info
+	}
+	for _, e := range []*StatusError{s.refresh.err, s.login.err, s.save.err} {
+		if e != nil {
+			st.Error = e
+			break
+		}
+	}
+	fix := st.Error != nil && st.Error.Action == ActionFixConfiguration
+	switch {
+	case !s.loaded:
+		st.State = StateUnavailable
+	case s.token != nil && fix && st.Error == s.refresh.err:
+		st.State = StateMisconfigured
+	case s.token != nil && (s.refresh.err != nil || s.save.err != nil):
+		st.State = StateDegraded
+	case s.token != nil:
+		st.State = StateAuthorized
+	case st.Login != nil:
+		st.State = StatePending
+	case fix:
+		st.State = StateMisconfigured
+	case s.rec.loggedIn():
+		st.State = StateUnavailable
+	default:
+		st.State = StateLoginRequired
+	}
+	return st
+}
+
+// stamp is t as it stands in a Status: whole seconds in UTC, which every JSON
+// tool can read.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+// statusError is e as the operator sees it; retry is zero when nothing is tried again.
+func statusError(e *Error, retry time.Time) *StatusError {
+	st := &StatusError{Code: e.Code, Description: describe(e), At: stamp(time.Now())}
+	switch e.Kind {
+	case KindConfiguration:
+		st.Action = ActionFixConfiguration
+	case KindDenied, KindExpired, KindReauthorize:
+		st.Action = ActionReauthorize
+	default:
+		st.Action = ActionRetry
+	}
+	if !retry.IsZero() {
+		at := stamp(retry)
+		st.RetryAt = &at
+	}
+	return st
+}

@@ -1,0 +1,355 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// shutdownGrace is how long Run waits for exchanges that are under way: a
+	// refreshed token that nobody saves would be a lost login.
+	shutdownGrace = 3 * time.Second
+	// abandonAfter is how long Run then waits for what it has cancelled.
+	abandonAfter = 500 * time.Millisecond
+	// codeWait is how long the caller that starts a login waits for its code.
+	codeWait = 2 * time.Second
+	// wallClock is how often a session looks at the wall clock: timers sleep
+	// with the machine.
+	wallClock = time.Second
+)
+
+// ErrClosed is returned by a session whose Run has ended.
+var ErrClosed = errors.New("the session is closed")
+
+// view is what the rest of the world sees of a session. It is immutable; a new
+// one replaces it at every change.
+type view struct {
+	token   *Token // nil: none that is usable
+	status  Status
+	waiting bool          // a refresh or the first load may bring a token soon
+	asking  bool          // a code is being asked for
+	changed chan struct{} // closed when a newer view is out
+}
+
+// Session is one login. Make it with [New], keep it going with [Session.Run];
+// all other methods may be called from any goroutine at any time.
+type Session struct {
+	name   string
+	view   atomic.Pointer[view]
+	client atomic.Pointer[client]
+
+	inbox chan func()   // work for the owner: commands, and results of jobs
+	wake  chan struct{} // demand, one is enough
+	swap  chan struct{} // the configuration has been swapped
+	// rejected is a token that the API refused and nobody waits to have replaced.
+	rejected chan *Token
+	done     chan struct{} // closed when Run has ended
+
+	owner
+}
+
+// owner is what only the goroutine in Run touches.
+type owner struct {
+	rec     *record
+	token   *Token // the usable token of rec, nil when it has lapsed
+	loaded  bool
+	closing bool
+	epoch   int // counts logins and logouts: results of older work are dropped
+	jobs    int
+	jobCtx  context.Context
+
+	demanded bool
+	login    loginState
+	refresh  refreshState
+	save     saveState
+
+	state State
+	since time.Time
+}
+
+// New checks cfg and makes a session. It starts nothing and asks nobody.
+func New(cfg Config) (*Session, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	s := &Session{
+		name:     cfg.Name,
+		inbox:    make(chan func()),
+		wake:     make(chan struct{}, 1),
+		swap:     make(chan struct{}, 1),
+		rejected: make(chan *Token, 1),
+		done:     make(chan struct{}),
+	}
+	s.client.Store(&client{Config: cfg, discovered: new(atomic.Pointer[Endpoints])})
+	s.rec = &record{fingerprint: cfg.Fingerprint()}
+	s.state, s.since = StateUnavailable, stamp(time.Now())
+	s.view.Store(&view{
+		status:  Status{Session: cfg.Name, State: s.state, Since: s.since},
+		waiting: true,
+		changed: make(chan struct{}),
+	})
+	return s, nil
+}
+
+// SetConfig swaps in what does not belong to the login itself: secret, store,
+// transport, observer, policy. It fails for a configuration of another
+// fingerprint. A session that was misconfigured tries again at once.
+func (s *Session) SetConfig(cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	cfg = cfg.withDefaults()
+	old := s.client.Load()
+	if cfg.Fingerprint() != old.Fingerprint() {
+		return fmt.Errorf("session %s: the new configuration describes another login", s.name)
+	}
+	s.client.Store(&client{Config: cfg, discovered: old.discovered})
+	select {
+	case s.swap <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Current returns the usable token, or nil. It is one atomic load.
+func (s *Session) Current() *Token { return s.view.Load().token }
+
+// Status returns the present snapshot.
+func (s *Session) Status() Status { return s.view.Load().status }
+
+// Watch returns the present snapshot and a channel that is closed when a newer
+// one is out.
+func (s *Session) Watch() (Status, <-chan struct{}) {
+	v := s.view.Load()
+	return v.status, v.changed
+}
+
+// NotReadyError says that there is no usable token and why.
+type NotReadyError struct {
+	Status Status
+	// RetryAfter is when it makes sense to ask again; at least one second.
+	RetryAfter time.Duration
+}
+
+func (e *NotReadyError) Error() string {
+	msg := fmt.Sprintf("session %s has no usable token (%s)", e.Status.Session, e.Status.State)
+	if e.Status.Error != nil {
+		msg += ": " + e.Status.Error.Description
+	}
+	return msg
+}
+
+// Token returns a usable token. Without one it counts as a demand for a login,
+// waits for a refresh that is under way (at most Config.RefreshWait), and fails
+// with a [*NotReadyError]. ctx bounds the wait of this caller alone.
+func (s *Session) Token(ctx context.Context) (*Token, error) {
+	if t := s.view.Load().token; t != nil {
+		return t, nil
+	}
+	return s.Await(ctx, 0)
+}
+
+// Await is Token for a caller that holds a request for up to login while a
+// person logs in. Whoever starts the login waits a moment for its code in any
+// case, so that the error can name it.
+func (s *Session) Await(ctx context.Context, login time.Duration) (*Token, error) {
+	v := s.view.Load()
+	if v.token != nil {
+		return v.token, nil
+	}
+	if login > 0 {
+		s.Demand()
+		timer := time.NewTimer(login)
+		defer timer.Stop()
+		return s.await(ctx, timer.C, func(*view) bool { return true })
+	}
+	if v.waiting {
+		timer := time.NewTimer(s.client.Load().RefreshWait)
+		defer timer.Stop()
+		if t, err := s.await(ctx, timer.C, func(v *view) bool { return v.waiting }); err == nil || ctx.Err() != nil {
+			return t, err
+		}
+	}
+	if s.startsLogin(ctx) {
+		timer := time.NewTimer(codeWait)
+		defer timer.Stop()
+		return s.await(ctx, timer.C, func(v *view) bool { return v.asking })
+	}
+	return s.notReady()
+}
+
+// await returns the first usable token, for as long as worth says that waiting
+// makes sense.
+func (s *Session) await(ctx context.Context, timeout <-chan time.Time, worth func(*view) bool) (*Token, error) {
+	for {
+		v := s.view.Load()
+		if v.token != nil {
+			return v.token, nil
+		}
+		if !worth(v) {
+			return s.notReady()
+		}
+		select {
+		case <-v.changed:
+		case <-timeout:
+			return s.notReady()
+		case <-s.done:
+			return s.notReady()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (s *Session) notReady() (*Token, error) {
+	v := s.view.Load()
+	if v.token != nil {
+		return v.token, nil
+	}
+	return nil, &NotReadyError{Status: v.status, RetryAfter: v.status.RetryAfter(time.Now())}
+}
+
+// RetryAfter is when a caller without a token should try again: when the
+// session does, or in a few seconds, between one second and five minutes.
+func (s *Status) RetryAfter(now time.Time) time.Duration {
+	d := 5 * time.Second
+	if s.Error != nil && s.Error.RetryAt != nil {
+		d = s.Error.RetryAt.Sub(now)
+	}
+	return max(time.Second, min(d, 5*time.Minute)).Round(time.Second)
+}
+
+// Demand says that somebody is there who wants a token. With LoginOnDemand it
+// starts a login, unless one is out, or the last one was refused, or the server
+// needs a pause. It never blocks.
+func (s *Session) Demand() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// startsLogin lets the owner act on this caller's demand and reports whether
+// it has just begun a login because of it.
+func (s *Session) startsLogin(ctx context.Context) (started bool) {
+	_ = s.do(ctx, func() { s.demanded = true; started = s.step(time.Now()) })
+	return started
+}
+
+// Login asks for a new code whatever went before, and returns when it is out.
+// A code that is out already is kept. While a token is usable it stays so until
+// the new login has been approved.
+func (s *Session) Login(ctx context.Context) (Status, error) {
+	reply := make(chan error, 1)
+	err := s.do(ctx, func() {
+		if s.rec.pending != nil {
+			reply <- nil
+			return
+		}
+		s.login.replies = append(s.login.replies, reply)
+		s.startLogin()
+	})
+	if err == nil {
+		select {
+		case err = <-reply:
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-s.done:
+			err = ErrClosed
+		}
+	}
+	return s.Status(), err
+}
+
+// Refresh trades the refresh token now and returns when that is done.
+func (s *Session) Refresh(ctx context.Context) (Status, error) {
+	reply := make(chan error, 1)
+	err := s.do(ctx, func() {
+		switch {
+		case !s.loaded:
+			reply <- errors.New("the stored login is still being read; try again in a moment")
+		case s.rec.refresh.IsZero():
+			reply <- errors.New("there is no refresh token; log in first, with the scope that grants one (offline_access at many servers)")
+		default:
+			s.refresh.replies = append(s.refresh.replies, reply)
+			s.startRefresh()
+		}
+	})
+	if err == nil {
+		select {
+		case err = <-reply:
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-s.done:
+			err = ErrClosed
+		}
+	}
+	return s.Status(), err
+}
+
+// Replace is for a caller whose token the API has refused (401). It returns
+// another token if there is one by now, or after one refresh; nil if there is
+// none to be had. A session refreshes for this reason at most once in 30 s.
+func (s *Session) Replace(ctx context.Context, rejected *Token) *Token {
+	if t := s.Current(); t != nil && !t.value.Equal(rejected.value) {
+		return t
+	}
+	reply := make(chan error, 1)
+	err := s.do(ctx, func() {
+		if !s.refreshForced(rejected) {
+			reply <- nil
+			return
+		}
+		s.refresh.replies = append(s.refresh.replies, reply)
+	})
+	if err != nil {
+		return nil
+	}
+	timer := time.NewTimer(s.client.Load().RefreshWait)
+	defer timer.Stop()
+	select {
+	case <-reply:
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-s.done:
+	}
+	if t := s.Current(); t != nil && !t.value.Equal(rejected.value) {
+		return t
+	}
+	return nil
+}
+
+// Logout forgets the login and asks the server to revoke it (RFC 7009). The
+// login is forgotten even if revocation fails; the error is then about that.
+func (s *Session) Logout(ctx context.Context) error {
+	reply := make(chan error, 1)
+	if err := s.do(ctx, func() { s.forget(reply) }); err != nil {
+		return err
+	}
+	select {
+	case err := <-reply:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.done:
+		return ErrClosed
+	}
+}
+
+// do runs f on the owner's goroutine and waits until it has run.
+func (s *Session) do(ctx context.Context, f func()) error {
+	ran := make(chan struct{})
+	select {
+	case s.inbox <- func() { defer close(ran); f() }:
+		<-ran
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.done:
+		return ErrClosed
+	}
+}

@@ -1,0 +1,173 @@
+package flow
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// assumedLifetime is what an access token without a usable expires_in gets:
+// it is refreshed within the hour, and served on until the API refuses it.
+const assumedLifetime = time.Hour
+
+// Token is a usable access token. It is immutable.
+type Token struct {
+	value  Secret
+	header Secret    // "Bearer …", built once so that a request builds nothing
+	expiry time.Time // zero: unknown
+}
+
+func newToken(value Secret, expiry time.Time) *Token {
+	return &Token{value: value, header: NewSecret("Bearer " + value.Reveal()), expiry: expiry}
+}
+
+// Value is the access token.
+func (t *Token) Value() Secret { return t.value }
+
+// Expiry is when the token lapses by the server's word; the zero time if the
+// server did not say.
+func (t *Token) Expiry() time.Time { return t.expiry }
+
+// SetHeader replaces every Authorization field of h by the token (RFC 6750
+// §2.1). The slice is a fresh one: what a later handler edits is its own.
+func (t *Token) SetHeader(h http.Header) { h["Authorization"] = []string{t.header.Reveal()} }
+
+// grant is what a token response grants: an access token and what came with it.
+type grant struct {
+	access  Secret
+	refresh Secret // empty: none was sent
+	expiry  time.Time
+	scope   []string
+	account *Account
+	at      time.Time // receipt
+}
+
+// lifetime is how long the access token lasts from its receipt; known is false
+// when it is our assumption.
+func (g *grant) lifetime() (d time.Duration, known bool) {
+	if g.expiry.IsZero() {
+		return assumedLifetime, false
+	}
+	return g.expiry.Sub(g.at), true
+}
+
+// grant reads a token response (RFC 6749 §5.1, §5.2). A response with an access
+// token is never given up over a detail of another member.
+func (a *answer) grant(op string) (*grant, error) {
+	if code, _ := a.fields.errorCode(a.status); code != "" || a.status != http.StatusOK || !a.ok {
+		return nil, a.failure(op)
+	}
+	f := a.fields
+	g := &grant{
+		access:  NewSecret(f.text("access_token")),
+		refresh: NewSecret(f.text("refresh_token")),
+		scope:   f.list("scope"),
+		at:      a.at.Round(0),
+	}
+	unusable := func(description string) error {
+		// The refresh token may be good all the same: whoever gets this error
+		// still finds it in the grant.
+		return &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: a.status, Description: description}
+	}
+	if d, ok := f.seconds(maxTokenLifetime, "expires_in", "expire_in"); ok {
+		g.expiry = g.at.Add(d)
+	}
+	if d, ok := jwtRemaining(g.access.Reveal(), a.header, g.at); ok && (g.expiry.IsZero() || g.at.Add(d).Before(g.expiry)) {
+		// The server says how long the token lives from its making, which may
+		// have been a while before this poll.
+		g.expiry = g.at.Add(d)
+	}
+	if id := f.text("id_token"); id != "" {
+		g.account = accountFrom(jwtClaims(id), "")
+	}
+	switch typ := f.text("token_type"); {
+	case g.access.IsZero():
+		return g, unusable("the answer has no access_token")
+	case !bearerSyntax(g.access.Reveal()):
+		return g, unusable("the access token has characters that RFC 6750 does not allow in a header")
+	case typ != "" && !strings.EqualFold(typ, "bearer"):
+		return g, &Error{Kind: KindConfiguration, Op: op, Code: "unsupported_token_type", Status: a.status,
+			Description: "the server issues tokens of type " + clean(typ, 32) + ", only Bearer can be used"}
+	}
+	return g, nil
+}
+
+// bearerSyntax is b64token of RFC 6750 §2.1, with a generous bound.
+func bearerSyntax(s string) bool {
+	if s == "" || len(s) > 256<<10 {
+		return false
+	}
+	body := strings.TrimRight(s, "=")
+	if body == "" {
+		return false
+	}
+	for i := range len(body) {
+		c := body[i]
+		if !isLetter(c) && !(c >= '0' && c <= '9') && !strings.ContainsRune("-._~+/", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+// jwtClaims reads the payload of a JWT without checking its signature. That is
+// enough for a token that came straight from the token endpoint over TLS
+// (OpenID Connect Core §3.1.3.7) and is used for display and lifetimes only.
+func jwtClaims(s string) fields {
+	parts := strings.Split(s, ".")
+	if len(parts) != 3 {
+		return nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
+	if err != nil {
+		return nil
+	}
+	m, err := decodeObject(b)
+	if err != nil {
+		return nil
+	}
+	return normalize(m)
+}
+
+// jwtRemaining is what a JWT's own exp leaves, by the clock of the server that
+// sent it: ours may be hours off.
+func jwtRemaining(token string, h http.Header, now time.Time) (time.Duration, bool) {
+	exp, ok := jwtClaims(token)["exp"].(json.Number)
+	if !ok {
+		return 0, false
+	}
+	x, err := exp.Float64()
+	if err != nil || x <= 0 || x > 1e11 {
+		return 0, false
+	}
+	if sent, err := http.ParseTime(h.Get("Date")); err == nil {
+		now = sent
+	}
+	d := time.Unix(int64(x), 0).Sub(now)
+	return d, d > 0 && d <= maxTokenLifetime
+}
+
+// accountFrom picks the claims that tell people who is logged in. It returns
+// nil when there are none.
+func accountFrom(f fields, issuer string) *Account {
+	a := Account{
+		Issuer:  clean(firstOf(f.text("iss"), issuer), 200),
+		Subject: clean(f.text("sub", "id"), 200),
+		Name:    clean(f.text("name", "preferred_username", "login"), 200),
+		Email:   clean(f.text("email", "upn"), 200),
+	}
+	if a.Subject == "" && a.Name == "" && a.Email == "" {
+		return nil
+	}
+	return &a
+}
+
+// refreshTime picks a moment at 70 to 85 % of the lifetime, so that no request
+// waits for a refresh and a fleet does not refresh in step.
+func refreshTime(at time.Time, lifetime time.Duration) time.Time {
+	share := 0.70 + 0.15*rand.Float64()
+	return at.Add(time.Duration(float64(lifetime) * share))
+}

@@ -1,0 +1,189 @@
+package flow
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+)
+
+// maxReplay is how much of a request body is kept for a second attempt.
+const maxReplay = 64 << 10
+
+// maxDiscard is how much of a 401's body is read so that its connection can be
+// used again.
+const maxDiscard = 64 << 10
+
+// Transport is an http.RoundTripper that adds the session's access token at the
+// last moment, to a clone, so that nothing before it can see or strip the token.
+// When the API refuses the token (401), it has it replaced once and repeats the
+// request if its body is still at hand.
+type Transport struct {
+	// Session provides the token.
+	Session *Session
+	// Base does the exchange. Default: http.DefaultTransport.
+	Base http.RoundTripper
+	// Replayed hears about each repeated request, with the status of the second
+	// answer, 0 for none. Nil: nobody.
+	Replayed func(status int)
+}
+
+// RoundTrip implements http.RoundTripper. Without a usable token it fails with
+// a [*NotReadyError] and does not contact the API.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	token := t.Session.Current()
+	if token == nil {
+		var err error
+		if token, err = t.Session.Token(req.Context()); err != nil {
+			closeBody(req)
+			return nil, err
+		}
+	}
+	base := t.Base
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	out, kept := authorized(req, token)
+	resp, err := base.RoundTrip(out)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized {
+		return resp, err
+	}
+	body, ok := kept.replay()
+	if !ok {
+		// The next request can do better all the same.
+		t.Session.Reject(token)
+		return resp, nil
+	}
+	better := t.Session.Replace(req.Context(), token)
+	if better == nil {
+		return resp, nil // the API's own 401, untouched
+	}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxDiscard)
+	resp.Body.Close()
+	again, _ := authorized(req, better)
+	again.Body, again.Trailer = body, out.Trailer
+	resp, err = base.RoundTrip(again)
+	if t.Replayed != nil {
+		status := 0
+		if err == nil {
+			status = resp.StatusCode
+		}
+		t.Replayed(status)
+	}
+	return resp, err
+}
+
+// authorized is a shallow copy of req with the token as its only credential. It
+// has a header map of its own, since net/http may read the old one for longer
+// than RoundTrip runs.
+func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
+	out := new(http.Request)
+	*out = *req
+	out.Header = make(http.Header, len(req.Header)+1)
+	for k, v := range req.Header {
+		if !isCredential(k) {
+			out.Header[k] = v
+		}
+	}
+	token.SetHeader(out.Header)
+
+	kept := &keptBody{inner: req.Body, length: req.ContentLength, whole: true}
+	if req.Body == nil || req.Body == http.NoBody {
+		return out, kept
+	}
+	out.Body = kept
+	out.GetBody = nil
+	if req.Trailer != nil {
+		kept.source, kept.trailer = req, make(http.Header, len(req.Trailer))
+		copyTrailer(kept.trailer, req.Trailer)
+		out.Trailer = kept.trailer
+	}
+	return out, kept
+}
+
+// isCredential reports whether a field is one of the caller's credentials, in
+// the spellings that a server behind CGI takes for Authorization, too.
+func isCredential(name string) bool {
+	if len(name) < len("Authorization") {
+		return false
+	}
+	name = strings.Trim(strings.ReplaceAll(name, "_", "-"), "-")
+	return strings.EqualFold(name, "Authorization") || strings.EqualFold(name, "Proxy-Authorization")
+}
+
+// copyTrailer leaves out credentials, which must not arrive by the back door
+// (RFC 9110 §6.5.1).
+func copyTrailer(dst, src http.Header) {
+	for k, v := range src {
+		if !isCredential(k) {
+			dst[k] = v
+		}
+	}
+}
+
+// keptBody passes a body on and keeps its beginning. It never holds anything
+// up: when the body outgrows maxReplay, it merely forgets.
+type keptBody struct {
+	inner  io.ReadCloser
+	length int64 // -1: unknown
+
+	mu      sync.Mutex
+	kept    []byte
+	whole   bool // kept is all that has been read
+	ended   bool
+	source  *http.Request // its Trailer is complete when its body has ended
+	trailer http.Header
+}
+
+func (b *keptBody) Read(p []byte) (int, error) {
+	n, err := b.inner.Read(p)
+	// An API that answers early has its 401 looked at while the body still goes out.
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole && n > 0 {
+		if len(b.kept)+n <= maxReplay {
+			b.kept = append(b.kept, p[:n]...)
+		} else {
+			b.kept, b.whole = nil, false
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		b.ended = true
+		if b.source != nil {
+			clear(b.trailer)
+			copyTrailer(b.trailer, b.source.Trailer)
+		}
+	}
+	return n, err
+}
+
+func (b *keptBody) Close() error { return b.inner.Close() }
+
+// replay is a second copy of the body, if the whole of it has been read and kept.
+func (b *keptBody) replay() (io.ReadCloser, bool) {
+	if b.inner == nil || b.inner == http.NoBody {
+		return b.inner, true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.whole || !b.ended && int64(len(b.kept)) != b.length {
+		return nil, false
+	}
+	return io.NopCloser(strings.NewReader(string(b.kept))), true
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close() // as every RoundTripper must
+	}
+}
+
+// Reject tells the session that the API refused a token, for a caller that
+// cannot wait for a better one. See [Session.Replace].
+func (s *Session) Reject(rejected *Token) {
+	select {
+	case s.rejected <- rejected:
+	default:
+	}
+}
