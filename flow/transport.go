@@ -82,7 +82,7 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 	*out = *req
 	out.Header = make(http.Header, len(req.Header)+1)
 	for k, v := range req.Header {
-		if !isCredential(k) {
+		if !IsCredential(k) {
 			out.Header[k] = v
 		}
 	}
@@ -102,9 +102,9 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 	return out, kept
 }
 
-// isCredential reports whether a field is one of the caller's credentials, in
+// IsCredential reports whether a header field is one of the caller's credentials, in
 // the spellings that a server behind CGI takes for Authorization, too.
-func isCredential(name string) bool {
+func IsCredential(name string) bool {
 	if len(name) < len("Authorization") {
 		return false
 	}
@@ -116,7 +116,7 @@ func isCredential(name string) bool {
 // (RFC 9110 §6.5.1).
 func copyTrailer(dst, src http.Header) {
 	for k, v := range src {
-		if !isCredential(k) {
+		if !IsCredential(k) {
 			dst[k] = v
 		}
 	}

@@ -1,0 +1,231 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+func init() {
+	caddy.RegisterModule(App{})
+}
+
+// App owns logins by the OAuth 2.0 Device Authorization Grant (RFC 8628). A
+// person approves each once; from then on the handlers, status pages and proxy
+// transports that name a session have a fresh access token.
+type App struct {
+	// The sessions by name. Handlers can declare further ones for themselves.
+	Sessions map[string]*Client `json:"sessions,omitempty"`
+
+	ctx      caddy.Context
+	logger   *zap.Logger
+	mu       sync.Mutex
+	sessions map[string]*session
+	pages    map[pageKey]string
+}
+
+// session is a session as one configuration sees it. It can be used before the
+// app has started: Caddy starts apps in any order, so requests may come first.
+type session struct {
+	name    string
+	cfg     flow.Config
+	raw     []byte // the settings, to tell a repetition from a contradiction
+	live    atomic.Pointer[running]
+	started chan struct{}
+}
+
+// pageKey is a place where a status page can be.
+type pageKey struct {
+	site any
+	path string
+}
+
+// CaddyModule returns the Caddy module information.
+func (App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "device_flow",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision checks the sessions. It starts nothing: `caddy validate` runs it, too.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx, a.logger = ctx, ctx.Logger()
+	a.sessions = make(map[string]*session, len(a.Sessions))
+	a.pages = make(map[pageKey]string)
+	for name, c := range a.Sessions {
+		if c == nil {
+			return fmt.Errorf("session %s: it has no settings; write at least issuer and client_id", name)
+		}
+		if _, err := a.declare(ctx, name, name, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// declare makes a session known. To declare it again with the same settings is
+// no error, with other settings it is: one would get the other's token.
+func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*session, error) {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("session %s: %w", name, err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.sessions[name]; s != nil {
+		if !bytes.Equal(s.raw, raw) {
+			return nil, fmt.Errorf("session %s is declared twice with different settings: give one of them another name", name)
+		}
+		return s, nil
+	}
+	cfg, err := c.flowConfig(ctx, name, storageName)
+	if err != nil {
+		return nil, fmt.Errorf("session %s: %w", name, err)
+	}
+	cfg.Observer = logObserver(a.logger)
+	s := &session{name: name, cfg: cfg, raw: raw, started: make(chan struct{})}
+	a.sessions[name] = s
+	return s, nil
+}
+
+// find returns a session that has been declared.
+func (a *App) find(name string) (*session, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.sessions[name]; s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("there is no session %q: declare it in the global options, as in '{ device_flow %s { issuer … client_id … } }'", name, name)
+}
+
+// claimPage notes that a status page of a session is at a place, and fails if
+// another session's page is there already: nobody would ever see it.
+func (a *App) claimPage(key pageKey, name string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if other, taken := a.pages[key]; taken && other != name {
+		return fmt.Errorf("status_path %s is where the page of session %s is already: give session %s another status_path", key.path, other, name)
+	}
+	a.pages[key] = name
+	return nil
+}
+
+// Start makes the sessions run. It asks no server and waits for no storage.
+func (a *App) Start() error {
+	for _, s := range a.sessions {
+		r, err := start(a, s.cfg)
+		if r != nil {
+			s.live.Store(r)
+			close(s.started)
+		}
+		if err != nil {
+			// Caddy stops only the apps that have started.
+			return errors.Join(fmt.Errorf("session %s: %w", s.name, err), a.Stop())
+		}
+	}
+	return nil
+}
+
+// Stop gives the sessions back, all at once: each may need a moment to save
+// what an exchange under way brings.
+func (a *App) Stop() error {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs error
+	)
+	for _, s := range a.sessions {
+		r := s.live.Load()
+		if r == nil {
+			continue
+		}
+		wg.Go(func() {
+			if err := r.release(a, poolKey{s.cfg.Name, s.cfg.Fingerprint()}); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = errors.Join(errs, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errs
+}
+
+// startWait bounds how long a request waits for its app to start.
+const startWait = 5 * time.Second
+
+// get returns the running session, waiting for the app to start if need be.
+func (s *session) get(ctx context.Context) (*flow.Session, error) {
+	if r := s.live.Load(); r != nil {
+		return r.Session, nil
+	}
+	timer := time.NewTimer(startWait)
+	defer timer.Stop()
+	select {
+	case <-s.started:
+		return s.live.Load().Session, nil
+	case <-timer.C:
+		return nil, fmt.Errorf("session %s has not started", s.name)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// appOf returns the app of the configuration that ctx belongs to. The app need
+// not be configured: the short form of the directive declares its session itself.
+func appOf(ctx caddy.Context) (*App, error) {
+	mod, err := ctx.App("device_flow")
+	if err != nil {
+		return nil, err
+	}
+	return mod.(*App), nil
+}
+
+// sessionOf finds or declares the session of a handler.
+func sessionOf(ctx caddy.Context, name string, c *Client) (*App, *session, error) {
+	app, err := appOf(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if name == "" {
+		name = flow.DefaultName
+	}
+	if c == nil {
+		s, err := app.find(name)
+		return app, s, err
+	}
+	// Settings that stand beside a handler are one login wherever they stand:
+	// the name that tells several apart can change when sites are moved about.
+	s, err := app.declare(ctx, name, flow.DefaultName, c)
+	return app, s, err
+}
+
+// siteOf is something that is the same for all handlers of one site and
+// different for two sites: the innermost subroute around the module, or else the
+// server.
+func siteOf(ctx caddy.Context) any {
+	modules := ctx.Modules()
+	for i := len(modules) - 1; i >= 0; i-- {
+		if s, ok := modules[i].(*caddyhttp.Subroute); ok {
+			return s
+		}
+	}
+	return ctx.Value(caddyhttp.ServerCtxKey)
+}
+
+var (
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
+)

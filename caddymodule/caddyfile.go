@@ -1,0 +1,299 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption("device_flow", parseGlobalOption)
+	httpcaddyfile.RegisterDirective("device_flow", parseDirective)
+	httpcaddyfile.RegisterDirectiveOrder("device_flow", httpcaddyfile.After, "request_header")
+}
+
+// parseGlobalOption parses a named session. It may be given several times:
+//
+//	device_flow [<name>] {
+//	    <client settings>
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	app := App{Sessions: make(map[string]*Client)}
+	if prev, ok := existing.(httpcaddyfile.App); ok {
+		if err := json.Unmarshal(prev.Value, &app); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	for d.Next() {
+		name := flow.DefaultName
+		if d.NextArg() {
+			name = d.Val()
+		}
+		if d.NextArg() {
+			return nil, d.Errf("unexpected argument %q: a session has one name; write 'device_flow %s { … }'", d.Val(), name)
+		}
+		if app.Sessions[name] != nil {
+			return nil, d.Errf("session %s is declared twice: give one of them another name", name)
+		}
+		c := new(Client)
+		for d.NextBlock(0) {
+			seg := d.NextSegment()
+			known, err := c.unmarshalOption(caddyfile.NewDispenser(seg))
+			if err != nil {
+				return nil, err
+			}
+			if !known {
+				return nil, caddyfileErr(seg, "unrecognized setting %q of session %s: settings of the proxy belong to the device_flow directive of a site", seg[0].Text, name)
+			}
+		}
+		app.Sessions[name] = c
+	}
+	return httpcaddyfile.App{Name: "device_flow", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// parseDirective parses the device_flow directive, which takes its own settings
+// and all those of reverse_proxy:
+//
+//	device_flow [<matcher>] [<upstreams...>] {
+//	    session      <name>
+//	    status_path  <path>|off
+//	    wait         <duration>
+//	    <client settings>
+//	    <reverse_proxy settings>
+//	}
+//
+// With upstreams it is the same as
+//
+//	route {
+//	    device_flow_status page at status_path
+//	    device_flow handler
+//	    reverse_proxy <upstreams...> {
+//	        transport device_flow <session>
+//	        <reverse_proxy settings>
+//	    }
+//	}
+//
+// and without upstreams the handlers that follow see authenticated requests.
+func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	if !h.Next() {
+		return nil, h.ArgErr()
+	}
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	h.Next() // extracting the matcher has put the cursor back to the start
+	dir, err := readDirective(h.NewFromNextSegment())
+	if err != nil {
+		return nil, err
+	}
+	name, client, err := dir.settleSession(h)
+	if err != nil {
+		return nil, err
+	}
+
+	var values []httpcaddyfile.ConfigValue
+	gate := Handler{Session: name, Client: client, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies()}
+	if dir.statusPath != "" {
+		// The page is the first to be provisioned, so it declares the session.
+		page := StatusPage{Session: name, Client: client, Path: dir.statusPath}
+		gate.Client = nil
+		values = append(values, routeValue(
+			caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{dir.statusPath, dir.statusPath + "/*"})},
+			caddyconfig.JSONModuleObject(page, "handler", "device_flow_status", nil)))
+	}
+	handlers := []json.RawMessage{caddyconfig.JSONModuleObject(gate, "handler", "device_flow", nil)}
+	if dir.proxies() {
+		proxy, err := dir.reverseProxy(h, name)
+		if err != nil {
+			return nil, err
+		}
+		handlers = append(handlers, caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil))
+	}
+	return append(values, routeValue(matcher, handlers...)), nil
+}
+
+func routeValue(matcher caddy.ModuleMap, handlers ...json.RawMessage) httpcaddyfile.ConfigValue {
+	route := caddyhttp.Route{HandlersRaw: handlers}
+	if matcher != nil {
+		route.MatcherSetsRaw = []caddy.ModuleMap{matcher}
+	}
+	return httpcaddyfile.ConfigValue{Class: "route", Value: route}
+}
+
+// directive is what stands in one device_flow directive.
+type directive struct {
+	head       caddyfile.Segment // the directive's name and the upstreams
+	rest       caddyfile.Segment // what reverse_proxy is to understand
+	session    string
+	client     *Client // nil: no client setting was given
+	firstOwn   caddyfile.Segment
+	statusPath string
+	wait       caddy.Duration
+}
+
+// proxies reports whether the directive is a proxy itself.
+func (dir *directive) proxies() bool { return len(dir.head) > 1 || len(dir.rest) > 0 }
+
+// readDirective sorts the settings into ours and reverse_proxy's.
+func readDirective(d *caddyfile.Dispenser) (*directive, error) {
+	dir := &directive{statusPath: defaultStatusPath}
+	d.Next()
+	dir.head = caddyfile.Segment{d.Token()}
+	for d.NextArg() {
+		dir.head = append(dir.head, d.Token())
+	}
+	for d.NextBlock(0) {
+		seg := d.NextSegment()
+		own, err := dir.unmarshalOption(caddyfile.NewDispenser(seg))
+		if err != nil {
+			return nil, err
+		}
+		if own {
+			continue
+		}
+		if dir.client == nil {
+			dir.client = new(Client)
+			own, err = dir.client.unmarshalOption(caddyfile.NewDispenser(seg))
+			if !own {
+				dir.client = nil
+			}
+		} else {
+			own, err = dir.client.unmarshalOption(caddyfile.NewDispenser(seg))
+		}
+		if err != nil {
+			return nil, err
+		}
+		if own {
+			dir.firstOwn = seg
+			continue
+		}
+		dir.rest = append(dir.rest, seg...)
+	}
+	return dir, nil
+}
+
+// unmarshalOption parses one proxy setting. known is false for a setting of
+// somebody else.
+func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
+	d.Next()
+	switch d.Val() {
+	case "session":
+		return true, oneArg(d, &dir.session)
+	case "status_path":
+		if err := oneArg(d, &dir.statusPath); err != nil {
+			return true, err
+		}
+		if dir.statusPath == "off" {
+			dir.statusPath = ""
+			return true, nil
+		}
+		if err := checkStatusPath(dir.statusPath); err != nil {
+			return true, d.WrapErr(err)
+		}
+		return true, nil
+	case "wait":
+		var s string
+		if err := oneArg(d, &s); err != nil {
+			return true, err
+		}
+		wait, err := caddy.ParseDuration(s)
+		if err != nil || wait < 0 {
+			return true, d.Errf("wait %q: use a duration such as 30s", s)
+		}
+		dir.wait = caddy.Duration(wait)
+		return true, nil
+	}
+	return false, nil
+}
+
+// settleSession chooses the session's name. Settings in the block are a session
+// of their own, called default; further, different ones get numbers.
+func (dir *directive) settleSession(h httpcaddyfile.Helper) (string, *Client, error) {
+	if dir.client == nil {
+		if dir.session == "" {
+			return flow.DefaultName, nil, nil
+		}
+		return dir.session, nil, nil
+	}
+	if dir.session != "" {
+		return "", nil, caddyfileErr(dir.firstOwn, "%q cannot stand beside 'session %s': it belongs to the declaration of that session in the global options",
+			dir.firstOwn[0].Text, dir.session)
+	}
+	raw := string(caddyconfig.JSON(dir.client, nil))
+	const stateKey = "device_flow_sessions"
+	seen, _ := h.State[stateKey].([]string)
+	for i, s := range seen {
+		if s == raw {
+			return numberedName(i), dir.client, nil
+		}
+	}
+	h.State[stateKey] = append(seen, raw)
+	return numberedName(len(seen)), dir.client, nil
+}
+
+func numberedName(i int) string {
+	if i == 0 {
+		return flow.DefaultName
+	}
+	return fmt.Sprintf("%s-%d", flow.DefaultName, i+1)
+}
+
+// reverseProxy lets reverse_proxy parse what is its own, and makes its transport
+// ours.
+func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*reverseproxy.Handler, error) {
+	if len(dir.head) == 1 && !dir.namesUpstream() {
+		return nil, caddyfileErr(dir.rest, "%q is no setting of device_flow; if it is meant for the proxy, name the upstream: device_flow https://api.example.com { … }", dir.rest[0].Text)
+	}
+	tokens := append(caddyfile.Segment{}, dir.head...)
+	if len(dir.rest) > 0 {
+		open, end := dir.head[len(dir.head)-1], dir.rest[len(dir.rest)-1]
+		open.Text, end.Text = "{", "}"
+		end.Line++
+		tokens = append(append(append(tokens, open), dir.rest...), end)
+	}
+	proxy := new(reverseproxy.Handler)
+	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+		if strings.Contains(err.Error(), "unrecognized subdirective") {
+			err = fmt.Errorf("%w: it is neither a setting of device_flow nor one of reverse_proxy; check its spelling", err)
+		}
+		return nil, err
+	}
+	if err := proxy.FinalizeUnmarshalCaddyfile(h); err != nil {
+		return nil, err
+	}
+	transport := map[string]json.RawMessage{}
+	if proxy.TransportRaw != nil {
+		if err := json.Unmarshal(proxy.TransportRaw, &transport); err != nil {
+			return nil, err
+		}
+		if p := string(transport["protocol"]); p != `"http"` {
+			return nil, caddyfileErr(dir.head, "transport %s cannot carry a token: use 'transport http { … }', whose settings then apply to the last hop", strings.Trim(p, `"`))
+		}
+	}
+	transport["protocol"] = caddyconfig.JSON("device_flow", nil)
+	transport["session"] = caddyconfig.JSON(session, nil)
+	proxy.TransportRaw = caddyconfig.JSON(transport, nil)
+	return proxy, nil
+}
+
+// namesUpstream reports whether the block of the proxy names where to go.
+func (dir *directive) namesUpstream() bool {
+	d := caddyfile.NewDispenser(dir.rest)
+	for d.Next() {
+		seg := d.NextSegment()
+		if seg[0].Text == "to" || seg[0].Text == "dynamic" {
+			return true
+		}
+	}
+	return false
+}

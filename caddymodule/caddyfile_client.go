@@ -1,0 +1,140 @@
+package caddymodule
+
+import (
+	"fmt"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// unmarshalOption parses one client setting, which the global option and the
+// directive share. known is false for a setting of somebody else.
+//
+//	issuer <url>
+//	device_authorization_endpoint|token_endpoint|revocation_endpoint|userinfo_endpoint <url>
+//	client_id <id>
+//	client_secret <secret>
+//	client_auth none|post|basic
+//	scope <scope...>
+//	audience <value>
+//	resource <uri...>
+//	param <name> <value>
+//	login on_demand|eager
+//	insecure_http
+//	storage <module> ...
+//	auth_transport http { ... }
+func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
+	d.Next()
+	switch option := d.Val(); option {
+	case "issuer":
+		return true, oneArg(d, &c.Issuer)
+	case "device_authorization_endpoint":
+		return true, oneArg(d, &c.DeviceAuthorizationEndpoint)
+	case "token_endpoint":
+		return true, oneArg(d, &c.TokenEndpoint)
+	case "revocation_endpoint":
+		return true, oneArg(d, &c.RevocationEndpoint)
+	case "userinfo_endpoint":
+		return true, oneArg(d, &c.UserInfoEndpoint)
+	case "client_id":
+		return true, oneArg(d, &c.ClientID)
+	case "client_secret":
+		return true, oneArg(d, &c.ClientSecret)
+	case "client_auth":
+		return true, oneArg(d, &c.ClientAuth)
+	case "audience":
+		return true, oneArg(d, &c.Audience)
+	case "login":
+		return true, oneArg(d, &c.Login)
+	case "scope":
+		return true, moreArgs(d, &c.Scope)
+	case "resource":
+		return true, moreArgs(d, &c.Resource)
+	case "param":
+		args := d.RemainingArgs()
+		if len(args) != 2 {
+			return true, d.Errf("write 'param <name> <value>'")
+		}
+		if c.Params == nil {
+			c.Params = make(map[string][]string)
+		}
+		c.Params[args[0]] = append(c.Params[args[0]], args[1])
+		return true, noBlock(d)
+	case "insecure_http":
+		if d.NextArg() {
+			return true, d.Errf("insecure_http takes no argument")
+		}
+		c.InsecureHTTP = true
+		return true, noBlock(d)
+	case "storage":
+		c.StorageRaw, err = moduleOption(d, c.StorageRaw, "caddy.storage.", "module")
+		return true, err
+	case "auth_transport":
+		c.AuthTransportRaw, err = moduleOption(d, c.AuthTransportRaw, "http.reverse_proxy.transport.", "protocol")
+		return true, err
+	}
+	return false, nil
+}
+
+// oneArg reads the only argument of a setting that may be given once.
+func oneArg[T ~string](d *caddyfile.Dispenser, field *T) error {
+	option := d.Val()
+	args := d.RemainingArgs()
+	if len(args) != 1 || args[0] == "" {
+		return d.Errf("%s takes exactly one value; put a value with spaces in quotes", option)
+	}
+	// The path of the page has a default; every other field is empty before.
+	if *field != "" && string(*field) != defaultStatusPath {
+		return d.Errf("%s is given twice", option)
+	}
+	*field = T(args[0])
+	return noBlock(d)
+}
+
+// moreArgs reads a setting that takes several values and may be repeated.
+func moreArgs(d *caddyfile.Dispenser, field *[]string) error {
+	option := d.Val()
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.Errf("%s takes at least one value", option)
+	}
+	*field = append(*field, args...)
+	return noBlock(d)
+}
+
+func noBlock(d *caddyfile.Dispenser) error {
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("there is no block here")
+	}
+	return nil
+}
+
+// moduleOption parses a setting whose value is a Caddy module.
+func moduleOption(d *caddyfile.Dispenser, given []byte, namespace, inlineKey string) ([]byte, error) {
+	option := d.Val()
+	if given != nil {
+		return nil, d.Errf("%s is given twice", option)
+	}
+	if !d.NextArg() {
+		return nil, d.Errf("%s takes the name of a module", option)
+	}
+	name := d.Val()
+	mod, err := caddyfile.UnmarshalModule(d, namespace+name)
+	if err != nil {
+		return nil, err
+	}
+	if inlineKey == "module" {
+		if _, ok := mod.(caddy.StorageConverter); !ok {
+			return nil, d.Errf("module %s is no storage", name)
+		}
+	}
+	return caddyconfig.JSONModuleObject(mod, inlineKey, name, nil), nil
+}
+
+// caddyfileErr is an error at the place of a segment that has been read already.
+func caddyfileErr(seg caddyfile.Segment, format string, args ...any) error {
+	d := caddyfile.NewDispenser(seg)
+	d.Next()
+	return d.WrapErr(fmt.Errorf(format, args...))
+}

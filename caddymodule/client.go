@@ -1,0 +1,194 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+// Client describes one login: which authorization server, as which client, and
+// what it asks for. Placeholders that are known at start-up, such as `{env.…}`
+// and `{file.…}`, work in every string.
+type Client struct {
+	// The issuer identifier of the authorization server. Its endpoints are
+	// discovered from there (RFC 8414, then OpenID Connect Discovery), and the
+	// document's own `issuer` has to be this one.
+	Issuer string `json:"issuer,omitempty"`
+
+	// Where codes are issued (RFC 8628 §3.1). Overrides discovery.
+	DeviceAuthorizationEndpoint string `json:"device_authorization_endpoint,omitempty"`
+
+	// Where tokens are issued (RFC 6749 §3.2). Overrides discovery.
+	TokenEndpoint string `json:"token_endpoint,omitempty"`
+
+	// Where tokens are revoked at logout (RFC 7009). Overrides discovery.
+	RevocationEndpoint string `json:"revocation_endpoint,omitempty"`
+
+	// Who is logged in, for servers that send no id_token. Overrides discovery.
+	UserInfoEndpoint string `json:"userinfo_endpoint,omitempty"`
+
+	// The client's id at the authorization server. Required.
+	ClientID string `json:"client_id,omitempty"`
+
+	// The client's secret, best as `{file./run/secrets/…}`: it is read at each
+	// request that needs it, so that a rotated file needs no reload, and never
+	// stands in the configuration. Default: none, a public client.
+	ClientSecret string `json:"client_secret,omitempty"`
+
+	// How the client authenticates: `none`, `post` or `basic` (RFC 6749 §2.3).
+	// Default: `post` with a secret, `none` without.
+	ClientAuth flow.ClientAuth `json:"client_auth,omitempty"`
+
+	// What to ask for. Many servers grant a refresh token only for
+	// `offline_access`; without one, the login ends with its first token.
+	Scope []string `json:"scope,omitempty"`
+
+	// The API that the token is for, as Auth0 calls it.
+	Audience string `json:"audience,omitempty"`
+
+	// The APIs that the token is for (RFC 8707).
+	Resource []string `json:"resource,omitempty"`
+
+	// Extra parameters on device and token requests.
+	Params map[string][]string `json:"params,omitempty"`
+
+	// When a login starts: `on_demand`, when somebody opens the status page,
+	// calls through the proxy or asks by the admin API; or `eager`, as soon as
+	// Caddy runs. Default: `on_demand`.
+	Login flow.LoginPolicy `json:"login,omitempty"`
+
+	// Allows `http://` endpoints on other hosts than this one.
+	InsecureHTTP bool `json:"insecure_http,omitempty"`
+
+	// Where the login is kept. Default: Caddy's storage.
+	StorageRaw json.RawMessage `json:"storage,omitempty" caddy:"namespace=caddy.storage inline_key=module"`
+
+	// How the authorization server is reached. Default: the `http` transport.
+	AuthTransportRaw json.RawMessage `json:"auth_transport,omitempty" caddy:"namespace=http.reverse_proxy.transport inline_key=protocol"`
+}
+
+// flowConfig checks c and makes a flow.Config of it. It reads a secret to see
+// that it is there, but neither the network nor the storage.
+func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.Config, error) {
+	var bad error
+	repl := caddy.NewReplacer()
+	text := func(field, s string) string {
+		out, err := repl.ReplaceOrErr(s, true, true)
+		if err != nil && bad == nil {
+			bad = fmt.Errorf("%s: %w", field, err)
+		}
+		return out
+	}
+	texts := func(field string, in []string) []string {
+		out := make([]string, 0, len(in))
+		for _, s := range in {
+			// A placeholder may hold several.
+			out = append(out, strings.Fields(text(field, s))...)
+		}
+		return out
+	}
+	cfg := flow.Config{
+		Name:        name,
+		StorageName: storageName,
+		Issuer:      text("issuer", c.Issuer),
+		Endpoints: flow.Endpoints{
+			DeviceAuthorization: text("device_authorization_endpoint", c.DeviceAuthorizationEndpoint),
+			Token:               text("token_endpoint", c.TokenEndpoint),
+			Revocation:          text("revocation_endpoint", c.RevocationEndpoint),
+			UserInfo:            text("userinfo_endpoint", c.UserInfoEndpoint),
+		},
+		ClientID:     text("client_id", c.ClientID),
+		ClientAuth:   c.ClientAuth,
+		Scope:        texts("scope", c.Scope),
+		Audience:     text("audience", c.Audience),
+		Resource:     texts("resource", c.Resource),
+		InsecureHTTP: c.InsecureHTTP,
+		Login:        c.Login,
+	}
+	if len(c.Params) > 0 {
+		cfg.Params = make(url.Values, len(c.Params))
+		for k, vv := range c.Params {
+			for _, v := range vv {
+				cfg.Params.Add(k, text("param "+k, v))
+			}
+		}
+	}
+	if bad != nil {
+		return cfg, bad
+	}
+	if c.ClientSecret != "" {
+		cfg.Secret = c.secret
+		if _, err := c.secret(ctx); err != nil {
+			return cfg, err
+		}
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, err
+	}
+
+	storage := ctx.Storage()
+	if c.StorageRaw != nil {
+		mod, err := ctx.LoadModule(c, "StorageRaw")
+		if err != nil {
+			return cfg, fmt.Errorf("storage: %w", err)
+		}
+		if storage, err = mod.(caddy.StorageConverter).CertMagicStorage(); err != nil {
+			return cfg, fmt.Errorf("storage: %w", err)
+		}
+	}
+	cfg.Store = newStore(storage)
+
+	transport, err := c.authTransport(ctx)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.HTTP = transport
+	return cfg, nil
+}
+
+// secret resolves client_secret as it is now. Its errors name the setting, not
+// what it holds.
+func (c *Client) secret(context.Context) (flow.Secret, error) {
+	s, err := caddy.NewReplacer().ReplaceOrErr(c.ClientSecret, true, true)
+	if err != nil {
+		where := "is written with a placeholder that has no value"
+		if strings.HasPrefix(c.ClientSecret, "{") && strings.HasSuffix(c.ClientSecret, "}") {
+			// A lone placeholder names the place, not the secret.
+			where = c.ClientSecret + " has no value"
+		}
+		return flow.Secret{}, fmt.Errorf("client_secret %s: check that the file or variable exists, that Caddy may read it, and that it is not empty", where)
+	}
+	s = strings.TrimRight(s, "\r\n")
+	if s == "" {
+		return flow.Secret{}, fmt.Errorf("client_secret is empty: write the secret into it, or remove the setting for a public client")
+	}
+	return flow.NewSecret(s), nil
+}
+
+// authTransport is how the authorization server is reached.
+func (c *Client) authTransport(ctx caddy.Context) (http.RoundTripper, error) {
+	var (
+		mod any
+		err error
+	)
+	if c.AuthTransportRaw != nil {
+		mod, err = ctx.LoadModule(c, "AuthTransportRaw")
+	} else {
+		mod, err = ctx.LoadModuleByID("http.reverse_proxy.transport.http", nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("auth_transport: %w", err)
+	}
+	rt, ok := mod.(http.RoundTripper)
+	if !ok {
+		return nil, fmt.Errorf("auth_transport: %T cannot carry HTTP requests; use 'auth_transport http { … }'", mod)
+	}
+	return rt, nil
+}

@@ -1,0 +1,172 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// Handler lets a request pass only while its session has a usable access token.
+// Otherwise it answers 503 and says, in the caller's own format, what a person
+// has to do. A call without a token starts a login, if the session's policy is
+// `on_demand`.
+//
+// With `authenticate` the handlers after it see a copy of the request that
+// carries the token. Leave it out in front of a `reverse_proxy` with the
+// `device_flow` transport, which adds the token at the last hop.
+type Handler struct {
+	// The session to use. Default: `default`.
+	Session string `json:"session,omitempty"`
+
+	// Declares the session here instead of in the app.
+	Client *Client `json:"client,omitempty"`
+
+	// How long to hold a request for a login before the 503. Default: 0.
+	// A request always waits for a refresh that is under way, at most 5 s.
+	Wait caddy.Duration `json:"wait,omitempty"`
+
+	// Where the status page is, for the answer to name it. Default: none.
+	StatusPath string `json:"status_path,omitempty"`
+
+	// Put the token on the request that the next handlers see.
+	Authenticate bool `json:"authenticate,omitempty"`
+
+	session *session
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.device_flow",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision finds the session.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	if h.Wait < 0 {
+		return fmt.Errorf("wait %s: use a duration of zero or more", time.Duration(h.Wait))
+	}
+	_, s, err := sessionOf(ctx, h.Session, h.Client)
+	h.session = s
+	return err
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	token, err := h.token(r.Context())
+	if err != nil {
+		return h.refuse(w, r, err)
+	}
+	if h.Authenticate {
+		r = authenticated(r, token)
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// token is two atomic loads while the session has one.
+func (h *Handler) token(ctx context.Context) (*flow.Token, error) {
+	s, err := h.session.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if t := s.Current(); t != nil {
+		return t, nil
+	}
+	return s.Await(ctx, time.Duration(h.Wait))
+}
+
+// refuse answers a caller for whom there is no token.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
+	var notReady *flow.NotReadyError
+	switch {
+	case errors.As(err, &notReady):
+	case r.Context().Err() != nil:
+		return caddyhttp.Error(499, err) // the caller has left
+	default:
+		notReady = &flow.NotReadyError{RetryAfter: time.Second, Status: flow.Status{Session: h.session.name, State: flow.StateUnavailable}}
+	}
+	return writeNotReady(w, r, notReady, h.statusURL(r))
+}
+
+// writeNotReady answers by itself, or leaves it to handle_errors if the server
+// has such routes.
+func writeNotReady(w http.ResponseWriter, r *http.Request, e *flow.NotReadyError, statusURL string) error {
+	if srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && srv.Errors != nil && len(srv.Errors.Routes) > 0 {
+		setRetryAfter(w.Header(), e.RetryAfter)
+		w.Header().Set("Cache-Control", "no-store")
+		return caddyhttp.Error(http.StatusServiceUnavailable, e)
+	}
+	writeUnavailable(w, r, e.Status, statusURL, e.RetryAfter)
+	return nil
+}
+
+// statusURL is the status page as the caller would reach it.
+func (h *Handler) statusURL(r *http.Request) string {
+	if h.StatusPath == "" {
+		return ""
+	}
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	host := r.Host
+	if host == "" { // HTTP/1.0
+		if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && a.Network() == "tcp" {
+			host = a.String()
+		} else {
+			host = "localhost"
+		}
+	}
+	return scheme + "://" + host + h.StatusPath
+}
+
+// authenticated is a copy of r whose only credential is the token. The caller
+// must not be able to have a later proxy strip it as a hop-by-hop field.
+func authenticated(r *http.Request, token *flow.Token) *http.Request {
+	out := r.WithContext(r.Context())
+	out.Header = make(http.Header, len(r.Header)+1)
+	for name, values := range r.Header {
+		if !flow.IsCredential(name) {
+			out.Header[name] = values
+		}
+	}
+	token.SetHeader(out.Header)
+	if options := out.Header["Connection"]; options != nil {
+		out.Header["Connection"] = withoutCredentials(options)
+	}
+	return out
+}
+
+// withoutCredentials removes credential fields from Connection options.
+func withoutCredentials(options []string) []string {
+	kept := make([]string, 0, len(options))
+	for _, line := range options {
+		var fields []string
+		for _, f := range strings.Split(line, ",") {
+			if !flow.IsCredential(strings.TrimSpace(f)) {
+				fields = append(fields, f)
+			}
+		}
+		kept = append(kept, strings.Join(fields, ","))
+	}
+	return kept
+}
+
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

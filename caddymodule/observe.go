@@ -1,0 +1,100 @@
+package caddymodule
+
+import (
+	"errors"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+// logObserver writes one line for each change of state, and what else happens
+// at debug level. Text from the authorization server stands in fields, where
+// the encoders escape it.
+func logObserver(logger *zap.Logger) flow.Observer {
+	return func(e flow.Event) {
+		level, msg := describeEvent(e)
+		ce := logger.Check(level, msg)
+		if ce == nil {
+			return
+		}
+		ce.Write(eventFields(e)...)
+	}
+}
+
+// describeEvent chooses the level by what a person has to do.
+func describeEvent(e flow.Event) (zapcore.Level, string) {
+	switch e.Kind {
+	case flow.EventStateChanged:
+		switch e.Status.State {
+		case flow.StatePending:
+			return zapcore.WarnLevel, "a person has to log in: open verification_uri and enter user_code"
+		case flow.StateAuthorized:
+			return zapcore.InfoLevel, "authorized: calls are served"
+		case flow.StateDegraded:
+			return zapcore.WarnLevel, "calls are served, but the login cannot be kept fresh"
+		case flow.StateUnavailable:
+			return zapcore.WarnLevel, "no usable token for now: calls get 503 until the authorization server answers again"
+		case flow.StateMisconfigured:
+			return zapcore.ErrorLevel, "the authorization server refuses this client: the configuration has to be fixed, here or there"
+		default:
+			return zapcore.WarnLevel, "nobody is logged in: open the status page, or call through the proxy, to start a login"
+		}
+	case flow.EventLoginPending:
+		if e.Status.State != flow.StatePending { // logged in again while a token lasts
+			return zapcore.WarnLevel, "a person has to log in: open verification_uri and enter user_code"
+		}
+		return zapcore.DebugLevel, "a code is out"
+	case flow.EventLoginFailed:
+		return zapcore.WarnLevel, "the login failed"
+	case flow.EventLoggedOut:
+		return zapcore.InfoLevel, "logged out"
+	case flow.EventStoreFailed:
+		return zapcore.ErrorLevel, "the storage fails: the login lives in memory only and would not survive a restart"
+	case flow.EventStoreHealed:
+		return zapcore.InfoLevel, "the storage works again, the login is saved"
+	case flow.EventRefreshFailed:
+		return zapcore.DebugLevel, "the refresh failed"
+	default:
+		return zapcore.DebugLevel, string(e.Kind)
+	}
+}
+
+func eventFields(e flow.Event) []zap.Field {
+	st := e.Status
+	fields := []zap.Field{
+		zap.String("session", st.Session),
+		zap.String("state", string(st.State)),
+	}
+	if e.From != "" {
+		fields = append(fields, zap.String("from", string(e.From)))
+	}
+	if l := st.Login; l != nil {
+		fields = append(fields,
+			zap.String("verification_uri", l.VerificationURI),
+			zap.String("user_code", l.UserCode),
+			zap.Time("code_expires_at", l.ExpiresAt))
+	}
+	if name := st.Account.Label(); name != "" && st.State == flow.StateAuthorized {
+		fields = append(fields, zap.String("account", name))
+	}
+	if t := st.Token; t != nil && t.ExpiresAt != nil {
+		fields = append(fields, zap.Time("token_expires_at", *t.ExpiresAt))
+	}
+	if e.Took > 0 {
+		fields = append(fields, zap.Duration("took", e.Took))
+	}
+	if x := st.Error; x != nil {
+		fields = append(fields, zap.String("reason", x.Description), zap.String("action", string(x.Action)))
+		if x.RetryAt != nil {
+			fields = append(fields, zap.Time("retry_at", *x.RetryAt))
+		}
+	} else if e.Err != nil {
+		var fe *flow.Error
+		if errors.As(e.Err, &fe) { // its text is bounded and cleaned
+			fields = append(fields, zap.Error(fe))
+		}
+	}
+	return fields
+}

@@ -1,0 +1,119 @@
+package caddymodule
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+// pool holds the running sessions of this process. A session stays in it for as
+// long as any running configuration has it, so a reload keeps the login, the
+// code that is out, and the pace of its polls.
+var pool = caddy.NewUsagePool()
+
+// poolKey tells sessions apart. Two sessions of different names are two logins
+// even if they look alike.
+type poolKey struct{ name, fingerprint string }
+
+// running is a session with the goroutine that owns it.
+type running struct {
+	*flow.Session
+	stop  context.CancelFunc
+	ended chan struct{}
+
+	mu      sync.Mutex
+	configs []attached // the last one is in force
+}
+
+// attached is what one Caddy configuration says about a session.
+type attached struct {
+	app *App
+	cfg flow.Config
+}
+
+// start takes the session that cfg describes from the pool, or makes it run.
+func start(app *App, cfg flow.Config) (*running, error) {
+	v, loaded, err := pool.LoadOrNew(poolKey{cfg.Name, cfg.Fingerprint()}, func() (caddy.Destructor, error) {
+		s, err := flow.New(cfg)
+		if err != nil {
+			return nil, err
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		r := &running{Session: s, stop: stop, ended: make(chan struct{})}
+		go func() {
+			defer close(r.ended)
+			s.Run(ctx)
+		}()
+		return r, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := v.(*running)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.configs = append(r.configs, attached{app, cfg})
+	if loaded {
+		if err := r.SetConfig(cfg); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// release gives the session back. If the configuration that is in force goes
+// (a reload that failed half-way), the one before it is in force again.
+func (r *running) release(app *App, key poolKey) error {
+	r.mu.Lock()
+	last := len(r.configs) > 0 && r.configs[len(r.configs)-1].app == app
+	r.configs = slices.DeleteFunc(r.configs, func(a attached) bool { return a.app == app })
+	var err error
+	if n := len(r.configs); last && n > 0 {
+		err = r.SetConfig(r.configs[n-1].cfg)
+	}
+	r.mu.Unlock()
+	if _, e := pool.Delete(key); e != nil {
+		err = e
+	}
+	return err
+}
+
+// Destruct ends the session when nothing refers to it any more. It takes a few
+// seconds at most, while an exchange is under way.
+func (r *running) Destruct() error {
+	r.stop()
+	<-r.ended
+	return nil
+}
+
+// runningSessions are all sessions of the process, by name.
+func runningSessions() []*running {
+	var all []*running
+	pool.Range(func(_, v any) bool {
+		all = append(all, v.(*running))
+		return true
+	})
+	slices.SortStableFunc(all, func(a, b *running) int {
+		return strings.Compare(a.Status().Session, b.Status().Session)
+	})
+	return all
+}
+
+// runningSession finds one by name. During a reload there may be two of a name
+// for a moment; the newer configuration's counts.
+func runningSession(name string) *running {
+	var found *running
+	for _, r := range runningSessions() {
+		if r.Status().Session == name {
+			found = r
+		}
+	}
+	return found
+}
+
+var _ caddy.Destructor = (*running)(nil)

@@ -1,0 +1,144 @@
+package caddymodule
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+func init() {
+	caddy.RegisterModule(Transport{})
+}
+
+// Transport is the `http` transport of `reverse_proxy` with all its settings,
+// and adds the session's access token to the request that leaves, after every
+// other handler has had its way with it. When the API answers 401 it has the
+// token refreshed and repeats the request once, if its body was at most 64 KiB.
+type Transport struct {
+	*reverseproxy.HTTPTransport
+
+	// The session whose token is added. Default: `default`.
+	Session string `json:"session,omitempty"`
+
+	session *session
+}
+
+// CaddyModule returns the Caddy module information.
+func (Transport) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID: "http.reverse_proxy.transport.device_flow",
+		New: func() caddy.Module {
+			return &Transport{HTTPTransport: new(reverseproxy.HTTPTransport)}
+		},
+	}
+}
+
+// Provision sets up the HTTP transport and finds the session.
+func (t *Transport) Provision(ctx caddy.Context) error {
+	if err := t.HTTPTransport.Provision(ctx); err != nil {
+		return err
+	}
+	_, s, err := sessionOf(ctx, t.Session, nil)
+	t.session = s
+	return err
+}
+
+// Cleanup closes idle connections. Caddy calls it on half-built values, too.
+func (t *Transport) Cleanup() error {
+	if t.HTTPTransport == nil {
+		return nil
+	}
+	return t.HTTPTransport.Cleanup()
+}
+
+// RoundTrip implements http.RoundTripper. Without a token it answers 503 itself:
+// an error would count against the health of the upstream.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	// Only a request that has come through a server has these; a health check has none,
+	// and follows redirects.
+	if req.Context().Value(caddyhttp.VarsCtxKey) == nil {
+		return t.HTTPTransport.RoundTrip(req)
+	}
+	s, err := t.session.get(req.Context())
+	if err == nil {
+		ft := flow.Transport{Session: s, Base: t.HTTPTransport}
+		var resp *http.Response
+		if resp, err = ft.RoundTrip(req); err == nil {
+			return resp, nil
+		}
+	}
+	var notReady *flow.NotReadyError
+	if errors.As(err, &notReady) {
+		return unavailableResponse(req, notReady), nil
+	}
+	return nil, err
+}
+
+// unavailableResponse is the 503 as an upstream would send it.
+func unavailableResponse(req *http.Request, e *flow.NotReadyError) *http.Response {
+	w := &bufferedResponse{header: make(http.Header), status: http.StatusOK}
+	writeUnavailable(w, req, e.Status, "", e.RetryAfter)
+	return &http.Response{
+		Status: fmt.Sprintf("%d %s", w.status, http.StatusText(w.status)), StatusCode: w.status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: w.header, Body: io.NopCloser(&w.body), ContentLength: int64(w.body.Len()), Request: req,
+	}
+}
+
+// bufferedResponse is an http.ResponseWriter in memory.
+type bufferedResponse struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (w *bufferedResponse) Header() http.Header         { return w.header }
+func (w *bufferedResponse) WriteHeader(status int)      { w.status = status }
+func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b) }
+
+// UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
+//
+//	transport device_flow [<session>] {
+//	    <settings of the http transport>
+//	}
+func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	tokens := d.NextSegment()
+	d = caddyfile.NewDispenser(tokens)
+	d.Next() // the module's name
+	rest := caddyfile.Segment{d.Token()}
+	if d.NextArg() {
+		t.Session = d.Val()
+		tokens = tokens[1:]
+	}
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(append(rest, tokens[1:]...)))
+}
+
+// setRetryAfter writes the field in whole seconds, at least one.
+func setRetryAfter(h http.Header, d time.Duration) {
+	h.Set("Retry-After", fmt.Sprint(max(1, int64((d+time.Second-1)/time.Second))))
+}
+
+var (
+	_ caddy.Provisioner                                = (*Transport)(nil)
+	_ caddy.CleanerUpper                               = (*Transport)(nil)
+	_ caddyfile.Unmarshaler                            = (*Transport)(nil)
+	_ http.RoundTripper                                = (*Transport)(nil)
+	_ reverseproxy.TLSTransport                        = (*Transport)(nil)
+	_ reverseproxy.H2CTransport                        = (*Transport)(nil)
+	_ reverseproxy.RequestHeaderOpsTransport           = (*Transport)(nil)
+	_ reverseproxy.ProxyProtocolTransport              = (*Transport)(nil)
+	_ reverseproxy.HealthCheckSchemeOverriderTransport = (*Transport)(nil)
+)

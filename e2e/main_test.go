@@ -1,0 +1,168 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// shared holds the built binaries; TestMain makes and removes it.
+var shared string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		if shared, err = os.MkdirTemp("", "deviceflow-e2e-"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(shared)
+		if err := readSources(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// readSources looks at each file of the module that the programs under test are made of. The go command notes what a
+// test looks at and runs it again when that has changed; of the packages that the test merely has built it knows
+// nothing, and would go on reporting an old success.
+func readSources() error {
+	return filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "node_modules"):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(path) == ".md":
+			return nil
+		}
+		_, err = os.Stat(path)
+		return err
+	})
+}
+
+// builder compiles a package of this module once for all tests. When the tests run with the race detector, so does
+// what they test: races between requests, refreshes and reloads show up in the process, not in the test.
+func builder(pkg, name string) func() (string, error) {
+	return sync.OnceValues(func() (string, error) {
+		output := filepath.Join(shared, name)
+		args := []string{"build", "-o", output}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, pkg)...)
+		cmd.Dir = ".."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		}
+		return output, nil
+	})
+}
+
+var (
+	caddyBinary = builder("./cmd/caddy", "caddy")
+	demoBinary  = builder("./demo", "demo")
+)
+
+// missing ends a test for want of a program: by skipping it, or, where DEVICEFLOW_E2E=1 says that all must run, by
+// failing it.
+func missing(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("DEVICEFLOW_E2E") == "1" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// eventually waits for something that another process does.
+func eventually(t *testing.T, limit time.Duration, what string, done func() bool) {
+	t.Helper()
+	every(t, 50*time.Millisecond, limit, what, done)
+}
+
+// every calls done at that pace until it says true.
+func every(t *testing.T, pace, limit time.Duration, what string, done func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(pace)
+	defer ticker.Stop()
+	deadline := time.After(limit)
+	for !done() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("after %v, still not: %s", limit, what)
+		}
+	}
+}
+
+// freePort is a port that nothing listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// client follows no redirect, reuses no connection between tests, and cannot hang for ever.
+func client(t *testing.T) *http.Client {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{
+		Transport:     transport,
+		Timeout:       2 * time.Minute,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// reply is an answer read to its end.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// do sends a request and reads the whole answer.
+func do(t *testing.T, c *http.Client, r *http.Request) reply {
+	t.Helper()
+	res, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("%s %s: reading the answer: %v", r.Method, r.URL, err)
+	}
+	return reply{res.StatusCode, res.Header, string(body)}
+}
+
+// get is a GET with an Accept header, or without one if it is empty.
+func get(t *testing.T, c *http.Client, url, accept string) reply {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accept != "" {
+		r.Header.Set("Accept", accept)
+	}
+	return do(t, c, r)
+}
