@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -112,18 +113,18 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 //	    <settings of the http transport>
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	tokens := d.NextSegment()
-	d = caddyfile.NewDispenser(tokens)
 	d.Next() // the module's name
-	rest := caddyfile.Segment{d.Token()}
-	if d.NextArg() {
-		t.Session = d.Val()
-		tokens = tokens[1:]
+	tokens := d.NextSegment()
+	args := caddyfile.NewDispenser(tokens)
+	args.Next()
+	if args.NextArg() {
+		t.Session = args.Val()
+		tokens = slices.Delete(tokens, 1, 2) // the http transport takes no argument
 	}
-	if d.NextArg() {
-		return d.ArgErr()
+	if args.NextArg() {
+		return args.Errf("unexpected argument %q: write 'transport device_flow [<session>]'", args.Val())
 	}
-	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(append(rest, tokens[1:]...)))
+	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
 }
 
 // setRetryAfter writes the field in whole seconds, at least one.
