@@ -97,6 +97,9 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		return err
 	}
 	if err := caddy.Load(adapted, true); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("%s is in use: choose another place with --listen localhost:8081 (%w)", o.listen, err)
+		}
 		return err
 	}
 	defer func() { err = errors.Join(err, caddy.Stop()) }()

@@ -1,0 +1,313 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"encoding/json"
+	"html/template"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+// watcher is what the status page needs of a session.
+type watcher interface {
+	Status() flow.Status
+	// Watch returns the status and a channel that closes at the next change.
+	Watch() (flow.Status, <-chan struct{})
+	// Demand says that someone is here. It starts an on-demand login if nothing
+	// speaks against it, and never blocks.
+	Demand()
+	// Login asks for a new code. It returns when the code is out, or with the
+	// reason why there is none.
+	Login(ctx context.Context) (flow.Status, error)
+}
+
+const (
+	// firstCodeWait is how long a first view is held back so that it shows the
+	// code already. Most servers answer within a few hundred milliseconds.
+	firstCodeWait = 2 * time.Second
+	// loginWait bounds the wait for the code behind the button.
+	loginWait = 20 * time.Second
+	// refreshHeader marks the page's own reload of its contents. A tab that
+	// nobody looks at must not ask for code after code.
+	refreshHeader = "Device-Flow-Refresh"
+	// refreshQuery is the same for the reload of a browser without JavaScript.
+	refreshQuery = "refresh"
+)
+
+var (
+	//go:embed page.html
+	pageHTML string
+	//go:embed page.css
+	pageCSS []byte
+	//go:embed page.js
+	pageJS []byte
+
+	pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+	// assetVersion is in the query of every asset's URL, so that they can be
+	// kept for good and still change with the next release.
+	assetVersion = func() string {
+		h := sha256.New()
+		h.Write(pageCSS)
+		h.Write(pageJS)
+		return hex.EncodeToString(h.Sum(nil))[:12]
+	}()
+)
+
+// page is the status page of one site: HTML, JSON, plain text, a stream of
+// events, the QR code, a health check and the form that starts a login.
+type page struct {
+	path    string // without a slash at the end
+	find    func(*http.Request) (watcher, error)
+	key     []byte // of the form tokens
+	streams atomic.Int64
+	done    chan struct{}
+	end     sync.Once
+}
+
+// newPage serves the page below path. find says which session a request is about.
+func newPage(path string, find func(*http.Request) (watcher, error)) *page {
+	return &page{
+		path: strings.TrimRight(path, "/"),
+		find: find,
+		key:  formKey(),
+		done: make(chan struct{}),
+	}
+}
+
+// shutdown ends all open event streams: one of them would hold up the server's
+// own shutdown for its whole grace period. It may be called more than once.
+func (p *page) shutdown() { p.end.Do(func() { close(p.done) }) }
+
+// match reports whether urlPath is one of the page's.
+func (p *page) match(urlPath string) bool {
+	_, ok := p.route(urlPath)
+	return ok
+}
+
+// route is what urlPath asks for; "" is the page itself.
+func (p *page) route(urlPath string) (string, bool) {
+	rest, ok := strings.CutPrefix(urlPath, p.path)
+	if !ok {
+		return "", false
+	}
+	switch rest {
+	case "", "/":
+		return "", true
+	case "/events", "/qr.svg", "/healthz", "/login", "/page.css", "/page.js", "/icon.svg":
+		return rest[1:], true
+	}
+	return "", false
+}
+
+// ServeHTTP answers everything below the page's path.
+func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	setPageHeaders(w.Header())
+	route, ok := p.route(r.URL.Path)
+	if !ok {
+		p.refuse(w, r, http.StatusNotFound, "not-found", "There is no such page.")
+		return
+	}
+	allow, allowed := "GET, HEAD", r.Method == http.MethodGet || r.Method == http.MethodHead
+	if route == "login" {
+		allow, allowed = "POST", r.Method == http.MethodPost
+	}
+	if !allowed {
+		w.Header().Set("Allow", allow)
+		p.refuse(w, r, http.StatusMethodNotAllowed, "method-not-allowed", "This address answers "+allow+" only.")
+		return
+	}
+	if p.asset(w, r, route) {
+		return
+	}
+	s, err := p.find(r)
+	if err != nil {
+		w.Header().Set("Retry-After", "5")
+		p.refuse(w, r, http.StatusServiceUnavailable, "no-session", clean(err.Error(), maxText))
+		return
+	}
+	switch route {
+	case "events":
+		p.events(w, r, s)
+	case "qr.svg":
+		p.qr(w, r, s.Status())
+	case "healthz":
+		p.health(w, r, s.Status())
+	case "login":
+		p.login(w, r, s)
+	default:
+		p.show(w, r, s)
+	}
+}
+
+// show answers GET of the page itself.
+func (p *page) show(w http.ResponseWriter, r *http.Request, s watcher) {
+	w.Header().Set("Vary", "Accept")
+	kind := negotiate(r.Header.Values("Accept"), []string{typeHTML, typeJSON, typePlain}, typePlain)
+	if kind == typeJSON {
+		body, err := json.Marshal(s.Status())
+		if err != nil { // a time outside of RFC 3339 is the only way
+			p.refuse(w, r, http.StatusInternalServerError, "internal", "The status cannot be written as JSON.")
+			return
+		}
+		reply(w, r, http.StatusOK, typeJSON, append(body, '\n'))
+		return
+	}
+	st := s.Status()
+	if personHere(r) {
+		st = demandCode(r.Context(), s)
+	}
+	if kind == typeHTML {
+		p.html(w, r, http.StatusOK, st, "")
+		return
+	}
+	v := newView(st, time.Now())
+	reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(v.plain()))
+}
+
+// html writes the page for a person. notice is an extra line on top.
+func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.Status, notice string) {
+	now := time.Now()
+	v := newView(st, now)
+	v.Base, v.Page = p.links(r)
+	v.Assets = assetVersion
+	v.Token = p.formToken(st.Session, now)
+	v.Notice = notice
+	var b bytes.Buffer
+	if err := pageTemplate.Execute(&b, v); err != nil {
+		p.refuse(w, r, http.StatusInternalServerError, "internal", "The page cannot be drawn.")
+		return
+	}
+	reply(w, r, status, typeHTML+"; charset=utf-8", b.Bytes())
+}
+
+// links gives the prefix of everything below the page, and the page itself, both
+// relative to the request: a prefix that an earlier handler has stripped
+// (handle_path) is then still there in the browser.
+func (p *page) links(r *http.Request) (base, self string) {
+	if r.URL.Path != p.path {
+		return "./", "./" // at path/ or path/login
+	}
+	last := "./" + url.PathEscape(path.Base(p.path))
+	return last + "/", last
+}
+
+// personHere tells a person who opens the page from everything else that sends a
+// GET: the page's own reloads, prefetching, an <img> on somebody's web site.
+func personHere(r *http.Request) bool {
+	h := r.Header
+	if r.Method != http.MethodGet || h.Get(refreshHeader) != "" || r.URL.Query().Has(refreshQuery) {
+		return false
+	}
+	if h.Get("Sec-Purpose")+h.Get("Purpose")+h.Get("X-Moz") != "" {
+		return false
+	}
+	dest := h.Get("Sec-Fetch-Dest")
+	return dest == "" || dest == "document"
+}
+
+// demandCode says that someone is here and gives the code a moment to arrive, so
+// that the first view shows it.
+func demandCode(ctx context.Context, s watcher) flow.Status {
+	ctx, cancel := context.WithTimeout(ctx, firstCodeWait)
+	defer cancel()
+	before := s.Status()
+	s.Demand()
+	for {
+		st, changed := s.Watch()
+		if st.Token != nil || st.Error != nil && (before.Error == nil || *st.Error != *before.Error) ||
+			st.State != flow.StateLoginRequired && st.State != flow.StateUnavailable {
+			return st
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return st
+		}
+	}
+}
+
+func (p *page) qr(w http.ResponseWriter, r *http.Request, st flow.Status) {
+	svg, ok := loginQR(st.Login)
+	if !ok {
+		p.refuse(w, r, http.StatusNotFound, "no-code", "There is no QR code to show now.")
+		return
+	}
+	reply(w, r, http.StatusOK, "image/svg+xml", []byte(svg))
+}
+
+// health is for probes: it answers whether calls are served, and only that. A
+// misconfigured session serves while its token lasts.
+func (p *page) health(w http.ResponseWriter, r *http.Request, st flow.Status) {
+	code := http.StatusServiceUnavailable
+	if st.Token != nil || st.State.Usable() {
+		code = http.StatusOK
+	}
+	reply(w, r, code, typePlain+"; charset=utf-8", []byte(st.State+"\n"))
+}
+
+// asset serves what the page's HTML refers to. Style and script are files of
+// their own, so that the policy needs no unsafe-inline.
+func (p *page) asset(w http.ResponseWriter, r *http.Request, route string) bool {
+	var body []byte
+	var kind string
+	switch route {
+	case "page.css":
+		body, kind = pageCSS, "text/css; charset=utf-8"
+	case "page.js":
+		body, kind = pageJS, "text/javascript; charset=utf-8"
+	case "icon.svg":
+		body, kind = []byte(tabIcon(r.URL.Query().Get("tone"))), "image/svg+xml"
+	default:
+		return false
+	}
+	// Only under its own version may it be kept: a page of another release asks
+	// with another one.
+	if r.URL.Query().Get("v") == assetVersion {
+		w.Header().Set("Cache-Control", "private, max-age=31536000, immutable")
+	}
+	reply(w, r, http.StatusOK, kind, body)
+	return true
+}
+
+// refuse writes a problem that links back to the page.
+func (p *page) refuse(w http.ResponseWriter, r *http.Request, status int, kind, detail string) {
+	_, self := p.links(r)
+	problem{
+		Type: problemType(kind), Title: http.StatusText(status), Status: status, Detail: detail, StatusURL: self,
+	}.write(w, r)
+}
+
+// setPageHeaders sets what every answer of the page carries.
+func setPageHeaders(h http.Header) {
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "+
+		"connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+}
+
+// reply writes a whole answer; to a HEAD its headers.
+func reply(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // the caller has left
+	}
+}

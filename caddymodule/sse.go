@@ -1,0 +1,91 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+const (
+	// maxStreams bounds the viewers of one page: each holds a connection and a goroutine.
+	maxStreams = 256
+	// keepAlive is shorter than the idle time-outs of proxies on the way.
+	keepAlive = 15 * time.Second
+	// streamWriteTimeout drops a viewer who no longer reads.
+	streamWriteTimeout = 10 * time.Second
+)
+
+// events streams the status: at once, then at each change.
+func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
+	h := w.Header()
+	if p.streams.Add(1) > maxStreams {
+		p.streams.Add(-1)
+		h.Set("Retry-After", "30")
+		p.refuse(w, r, http.StatusServiceUnavailable, "too-many-viewers", "Too many pages are open. Close some, or reload this one by hand.")
+		return
+	}
+	defer p.streams.Add(-1)
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("X-Accel-Buffering", "no")
+	if r.Method == http.MethodHead {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	tick := time.NewTicker(keepAlive)
+	defer tick.Stop()
+	out := stream{w, http.NewResponseController(w)}
+	if out.send([]byte("retry: 2000\n\n")) != nil {
+		return
+	}
+	st, changed := s.Watch()
+	err := out.status(st)
+	for err == nil {
+		select {
+		case <-changed:
+			st, changed = s.Watch()
+			err = out.status(st)
+		case <-tick.C:
+			err = out.send([]byte(": keep-alive\n\n"))
+		case <-r.Context().Done():
+			return
+		case <-p.done:
+			return
+		}
+	}
+}
+
+// stream writes server-sent events.
+type stream struct {
+	w  http.ResponseWriter
+	rc *http.ResponseController
+}
+
+// status sends st as one event. JSON has no raw line end, so whatever a server
+// put into a field, it stays within the one data line.
+func (s stream) status(st flow.Status) error {
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return s.send(fmt.Appendf(nil, "event: status\ndata: %s\n\n", data))
+}
+
+// send writes and flushes within streamWriteTimeout. The deadline is taken back
+// afterwards: HTTP/2 resets a stream when it passes, even with nothing to write.
+func (s stream) send(b []byte) error {
+	if err := s.rc.SetWriteDeadline(time.Now().Add(streamWriteTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	if _, err := s.w.Write(b); err != nil {
+		return err
+	}
+	if err := s.rc.Flush(); err != nil {
+		return err
+	}
+	_ = s.rc.SetWriteDeadline(time.Time{})
+	return nil
+}
