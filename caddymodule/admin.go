@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -77,7 +78,11 @@ func (a *Admin) one(w http.ResponseWriter, r *http.Request) error {
 		do = func() error { _, err := s.Refresh(ctx); return err }
 	case "logout":
 		do = func() error {
-			if err := s.Logout(ctx); err != nil {
+			err := s.Logout(ctx)
+			if errors.Is(err, flow.ErrClosed) || ctx.Err() != nil {
+				return err
+			}
+			if err != nil {
 				// The login is forgotten here; the rest is for the operator to know.
 				w.Header().Set("Warning", `199 caddy-deviceflow "the login is forgotten here, but the authorization server did not confirm its revocation"`)
 			}

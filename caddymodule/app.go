@@ -18,7 +18,7 @@ import (
 )
 
 func init() {
-	caddy.RegisterModule(App{})
+	caddy.RegisterModule(new(App))
 }
 
 // App owns logins by the OAuth 2.0 Device Authorization Grant (RFC 8628). A
@@ -28,7 +28,6 @@ type App struct {
 	// The sessions by name. Handlers can declare further ones for themselves.
 	Sessions map[string]*Client `json:"sessions,omitempty"`
 
-	ctx      caddy.Context
 	logger   *zap.Logger
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -43,6 +42,7 @@ type session struct {
 	raw     []byte // the settings, to tell a repetition from a contradiction
 	live    atomic.Pointer[running]
 	started chan struct{}
+	held    bool // from Start to Stop
 }
 
 // pageKey is a place where a status page can be.
@@ -52,7 +52,7 @@ type pageKey struct {
 }
 
 // CaddyModule returns the Caddy module information.
-func (App) CaddyModule() caddy.ModuleInfo {
+func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "device_flow",
 		New: func() caddy.Module { return new(App) },
@@ -61,7 +61,7 @@ func (App) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the sessions. It starts nothing: `caddy validate` runs it, too.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.ctx, a.logger = ctx, ctx.Logger()
+	a.logger = ctx.Logger()
 	a.sessions = make(map[string]*session, len(a.Sessions))
 	a.pages = make(map[pageKey]string)
 	for name, c := range a.Sessions {
@@ -82,20 +82,28 @@ func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*
 	if err != nil {
 		return nil, fmt.Errorf("session %s: %w", name, err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if s := a.sessions[name]; s != nil {
+	if s, err := a.find(name); err == nil {
 		if !bytes.Equal(s.raw, raw) {
 			return nil, fmt.Errorf("session %s is declared twice with different settings: give one of them another name", name)
 		}
 		return s, nil
 	}
+	// Without the lock: a module that is loaded here could look for a session itself.
 	cfg, err := c.flowConfig(ctx, name, storageName)
 	if err != nil {
 		return nil, fmt.Errorf("session %s: %w", name, err)
 	}
 	cfg.Observer = logObserver(a.logger)
 	s := &session{name: name, cfg: cfg, raw: raw, started: make(chan struct{})}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, other := range a.sessions {
+		// Each would use up the refresh tokens of the other.
+		if other.cfg.StorageName == cfg.StorageName && other.cfg.Fingerprint() == cfg.Fingerprint() {
+			return nil, fmt.Errorf("session %s is the login of session %s (same issuer, client, scope and audience) with other settings: "+
+				"make the settings the same, or declare both in the global options, each under a name of its own", name, other.name)
+		}
+	}
 	a.sessions[name] = s
 	return s, nil
 }
@@ -127,19 +135,19 @@ func (a *App) Start() error {
 	for _, s := range a.sessions {
 		r, err := start(a, s.cfg)
 		if r != nil {
+			s.held = true
 			s.live.Store(r)
 			close(s.started)
 		}
 		if err != nil {
-			// Caddy stops only the apps that have started.
-			return errors.Join(fmt.Errorf("session %s: %w", s.name, err), a.Stop())
+			return fmt.Errorf("session %s: %w", s.name, err)
 		}
 	}
 	return nil
 }
 
 // Stop gives the sessions back, all at once: each may need a moment to save
-// what an exchange under way brings.
+// what an exchange under way brings. A second call does nothing.
 func (a *App) Stop() error {
 	var (
 		wg   sync.WaitGroup
@@ -147,10 +155,11 @@ func (a *App) Stop() error {
 		errs error
 	)
 	for _, s := range a.sessions {
-		r := s.live.Load()
-		if r == nil {
+		if !s.held {
 			continue
 		}
+		s.held = false
+		r := s.live.Load()
 		wg.Go(func() {
 			if err := r.release(a, poolKey{s.cfg.Name, s.cfg.Fingerprint()}); err != nil {
 				mu.Lock()
@@ -162,6 +171,10 @@ func (a *App) Stop() error {
 	wg.Wait()
 	return errs
 }
+
+// Cleanup is Stop for a configuration that Caddy gives up when it has started
+// in part, or all but for the last steps: it does not stop every app then.
+func (a *App) Cleanup() error { return a.Stop() }
 
 // startWait bounds how long a request waits for its app to start.
 const startWait = 5 * time.Second
@@ -177,7 +190,7 @@ func (s *session) get(ctx context.Context) (*flow.Session, error) {
 	case <-s.started:
 		return s.live.Load().Session, nil
 	case <-timer.C:
-		return nil, fmt.Errorf("session %s has not started", s.name)
+		return nil, &flow.NotReadyError{RetryAfter: time.Second, Status: flow.Status{Session: s.name, State: flow.StateUnavailable}}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -226,6 +239,7 @@ func siteOf(ctx caddy.Context) any {
 }
 
 var (
-	_ caddy.App         = (*App)(nil)
-	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
 )

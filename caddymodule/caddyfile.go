@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -52,12 +54,12 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 				return nil, err
 			}
 			if !known {
-				return nil, caddyfileErr(seg, "unrecognized setting %q of session %s: settings of the proxy belong to the device_flow directive of a site", seg[0].Text, name)
+				return nil, caddyfileErr(seg, "unrecognized setting %q of session %s: check its spelling; settings of the proxy belong to the device_flow directive of a site", seg[0].Text, name)
 			}
 		}
 		app.Sessions[name] = c
 	}
-	return httpcaddyfile.App{Name: "device_flow", Value: caddyconfig.JSON(app, nil)}, nil
+	return httpcaddyfile.App{Name: "device_flow", Value: caddyconfig.JSON(&app, nil)}, nil
 }
 
 // parseDirective parses the device_flow directive, which takes its own settings
@@ -92,7 +94,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 		return nil, err
 	}
 	h.Next() // extracting the matcher has put the cursor back to the start
-	dir, err := readDirective(h.NewFromNextSegment())
+	dir, err := readDirective(h.NextSegment())
 	if err != nil {
 		return nil, err
 	}
@@ -104,11 +106,12 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	var values []httpcaddyfile.ConfigValue
 	gate := Handler{Session: name, Client: client, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies()}
 	if dir.statusPath != "" {
-		// The page is the first to be provisioned, so it declares the session.
+		// Caddy sorts the routes of a directive by path, if each has only one: two
+		// paths here would unsettle the order among several device_flow directives.
+		// Either route can come first then, so both declare the session.
 		page := StatusPage{Session: name, Client: client, Path: dir.statusPath}
-		gate.Client = nil
 		values = append(values, routeValue(
-			caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{dir.statusPath, dir.statusPath + "/*"})},
+			caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{dir.statusPath + "*"})},
 			caddyconfig.JSONModuleObject(page, "handler", "device_flow_status", nil)))
 	}
 	handlers := []json.RawMessage{caddyconfig.JSONModuleObject(gate, "handler", "device_flow", nil)}
@@ -133,11 +136,12 @@ func routeValue(matcher caddy.ModuleMap, handlers ...json.RawMessage) httpcaddyf
 // directive is what stands in one device_flow directive.
 type directive struct {
 	head       caddyfile.Segment // the directive's name and the upstreams
+	braces     caddyfile.Segment // of the block, if there is one
 	rest       caddyfile.Segment // what reverse_proxy is to understand
 	session    string
 	client     *Client // nil: no client setting was given
 	firstOwn   caddyfile.Segment
-	statusPath string
+	statusPath string // empty: none
 	wait       caddy.Duration
 }
 
@@ -145,12 +149,16 @@ type directive struct {
 func (dir *directive) proxies() bool { return len(dir.head) > 1 || len(dir.rest) > 0 }
 
 // readDirective sorts the settings into ours and reverse_proxy's.
-func readDirective(d *caddyfile.Dispenser) (*directive, error) {
-	dir := &directive{statusPath: defaultStatusPath}
+func readDirective(tokens caddyfile.Segment) (*directive, error) {
+	dir := new(directive)
+	d := caddyfile.NewDispenser(tokens)
 	d.Next()
 	dir.head = caddyfile.Segment{d.Token()}
 	for d.NextArg() {
 		dir.head = append(dir.head, d.Token())
+	}
+	if len(tokens) > len(dir.head) {
+		dir.braces = caddyfile.Segment{tokens[len(dir.head)], tokens[len(tokens)-1]}
 	}
 	for d.NextBlock(0) {
 		seg := d.NextSegment()
@@ -179,6 +187,12 @@ func readDirective(d *caddyfile.Dispenser) (*directive, error) {
 		}
 		dir.rest = append(dir.rest, seg...)
 	}
+	switch dir.statusPath {
+	case "":
+		dir.statusPath = defaultStatusPath
+	case "off":
+		dir.statusPath = ""
+	}
 	return dir, nil
 }
 
@@ -194,7 +208,6 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 			return true, err
 		}
 		if dir.statusPath == "off" {
-			dir.statusPath = ""
 			return true, nil
 		}
 		if err := checkStatusPath(dir.statusPath); err != nil {
@@ -231,21 +244,30 @@ func (dir *directive) settleSession(h httpcaddyfile.Helper) (string, *Client, er
 	}
 	raw := string(caddyconfig.JSON(dir.client, nil))
 	const stateKey = "device_flow_sessions"
-	seen, _ := h.State[stateKey].([]string)
-	for i, s := range seen {
-		if s == raw {
-			return numberedName(i), dir.client, nil
-		}
+	names, _ := h.State[stateKey].(map[string]string) // by settings
+	if names == nil {
+		names = make(map[string]string)
+		h.State[stateKey] = names
 	}
-	h.State[stateKey] = append(seen, raw)
-	return numberedName(len(seen)), dir.client, nil
+	if names[raw] == "" {
+		names[raw] = freeName(h, names)
+	}
+	return names[raw], dir.client, nil
 }
 
-func numberedName(i int) string {
-	if i == 0 {
-		return flow.DefaultName
+// freeName is the first of default, default-2, … that neither another site nor
+// the global options have taken.
+func freeName(h httpcaddyfile.Helper, names map[string]string) string {
+	var app App
+	if global, ok := h.Option("device_flow").(httpcaddyfile.App); ok {
+		_ = json.Unmarshal(global.Value, &app) // it is our own JSON
 	}
-	return fmt.Sprintf("%s-%d", flow.DefaultName, i+1)
+	taken := slices.Collect(maps.Values(names))
+	name := flow.DefaultName
+	for i := 2; app.Sessions[name] != nil || slices.Contains(taken, name); i++ {
+		name = fmt.Sprintf("%s-%d", flow.DefaultName, i)
+	}
+	return name
 }
 
 // reverseProxy lets reverse_proxy parse what is its own, and makes its transport
@@ -256,10 +278,7 @@ func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*rev
 	}
 	tokens := append(caddyfile.Segment{}, dir.head...)
 	if len(dir.rest) > 0 {
-		open, end := dir.head[len(dir.head)-1], dir.rest[len(dir.rest)-1]
-		open.Text, end.Text = "{", "}"
-		end.Line++
-		tokens = append(append(append(tokens, open), dir.rest...), end)
+		tokens = append(append(append(tokens, dir.braces[0]), dir.rest...), dir.braces[1])
 	}
 	proxy := new(reverseproxy.Handler)
 	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
@@ -277,7 +296,7 @@ func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*rev
 			return nil, err
 		}
 		if p := string(transport["protocol"]); p != `"http"` {
-			return nil, caddyfileErr(dir.head, "transport %s cannot carry a token: use 'transport http { … }', whose settings then apply to the last hop", strings.Trim(p, `"`))
+			return nil, caddyfileErr(dir.head, "transport %s does not belong here: device_flow brings its own; write 'transport http { … }' to set its options", strings.Trim(p, `"`))
 		}
 	}
 	transport["protocol"] = caddyconfig.JSON("device_flow", nil)

@@ -84,8 +84,7 @@ func oneArg[T ~string](d *caddyfile.Dispenser, field *T) error {
 	if len(args) != 1 || args[0] == "" {
 		return d.Errf("%s takes exactly one value; put a value with spaces in quotes", option)
 	}
-	// The path of the page has a default; every other field is empty before.
-	if *field != "" && string(*field) != defaultStatusPath {
+	if *field != "" {
 		return d.Errf("%s is given twice", option)
 	}
 	*field = T(args[0])

@@ -79,13 +79,14 @@ type Client struct {
 func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.Config, error) {
 	var bad error
 	repl := caddy.NewReplacer()
-	text := func(field, s string) string {
-		out, err := repl.ReplaceOrErr(s, true, true)
+	resolve := func(field, s string, errOnUnknown bool) string {
+		out, err := repl.ReplaceOrErr(s, true, errOnUnknown)
 		if err != nil && bad == nil {
 			bad = fmt.Errorf("%s: %w", field, err)
 		}
 		return out
 	}
+	text := func(field, s string) string { return resolve(field, s, true) }
 	texts := func(field string, in []string) []string {
 		out := make([]string, 0, len(in))
 		for _, s := range in {
@@ -116,7 +117,9 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 		cfg.Params = make(url.Values, len(c.Params))
 		for k, vv := range c.Params {
 			for _, v := range vv {
-				cfg.Params.Add(k, text("param "+k, v))
+				// A parameter can be JSON (claims, in OpenID Connect), whose braces
+				// are not placeholders.
+				cfg.Params.Add(k, resolve("param "+k, v, false))
 			}
 		}
 	}

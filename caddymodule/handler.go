@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,26 +94,44 @@ func (h *Handler) token(ctx context.Context) (*flow.Token, error) {
 // refuse answers a caller for whom there is no token.
 func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) error {
 	var notReady *flow.NotReadyError
-	switch {
-	case errors.As(err, &notReady):
-	case r.Context().Err() != nil:
+	if !errors.As(err, &notReady) {
 		return caddyhttp.Error(499, err) // the caller has left
-	default:
-		notReady = &flow.NotReadyError{RetryAfter: time.Second, Status: flow.Status{Session: h.session.name, State: flow.StateUnavailable}}
 	}
 	return writeNotReady(w, r, notReady, h.statusURL(r))
 }
 
-// writeNotReady answers by itself, or leaves it to handle_errors if the server
+// writeNotReady answers by itself, or leaves it to handle_errors if the site
 // has such routes.
 func writeNotReady(w http.ResponseWriter, r *http.Request, e *flow.NotReadyError, statusURL string) error {
-	if srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && srv.Errors != nil && len(srv.Errors.Routes) > 0 {
+	if err := caddyhttp.Error(http.StatusServiceUnavailable, e); handlesErrors(r, err) {
 		setRetryAfter(w.Header(), e.RetryAfter)
 		w.Header().Set("Cache-Control", "no-store")
-		return caddyhttp.Error(http.StatusServiceUnavailable, e)
+		return err
 	}
 	writeUnavailable(w, r, e.Status, statusURL, e.RetryAfter)
 	return nil
+}
+
+// handlesErrors reports whether one of the server's error routes has an answer
+// for r and err. Those of another site or for other errors would leave it empty.
+func handlesErrors(r *http.Request, err error) bool {
+	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || srv.Errors == nil {
+		return false
+	}
+	// They match by the error, too, so they have to see it.
+	return anyRoute(srv.Errors.Routes, srv.Errors.WithError(r, err))
+}
+
+// anyRoute reports whether r gets to a handler. The Caddyfile puts what belongs
+// to one site, or to some statuses, into subroutes.
+func anyRoute(routes caddyhttp.RouteList, r *http.Request) bool {
+	return slices.ContainsFunc(routes, func(route caddyhttp.Route) bool {
+		return route.MatcherSets.AnyMatch(r) && slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
+			sub, ok := h.(*caddyhttp.Subroute)
+			return !ok || anyRoute(sub.Routes, r)
+		})
+	})
 }
 
 // statusURL is the status page as the caller would reach it.
@@ -131,7 +151,14 @@ func (h *Handler) statusURL(r *http.Request) string {
 			host = "localhost"
 		}
 	}
-	return scheme + "://" + host + h.StatusPath
+	// A prefix that handle_path has stripped is still there for the caller.
+	var prefix string
+	if orig, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		if p, stripped := strings.CutSuffix(orig.URL.EscapedPath(), r.URL.EscapedPath()); stripped {
+			prefix = p
+		}
+	}
+	return scheme + "://" + host + prefix + h.StatusPath
 }
 
 // authenticated is a copy of r whose only credential is the token. The caller
@@ -148,7 +175,37 @@ func authenticated(r *http.Request, token *flow.Token) *http.Request {
 	if options := out.Header["Connection"]; options != nil {
 		out.Header["Connection"] = withoutCredentials(options)
 	}
+	if r.Trailer != nil && r.Body != nil {
+		out.Trailer = make(http.Header, len(r.Trailer))
+		body := &trailerFilter{ReadCloser: r.Body, from: r, to: out.Trailer}
+		body.copy()
+		out.Body = body
+	}
 	return out
+}
+
+// trailerFilter passes a body on and, at its end, the trailer that came with it, but for credentials, which must not
+// arrive by the back door (RFC 9110 §6.5.1).
+type trailerFilter struct {
+	io.ReadCloser
+	from *http.Request // net/http fills its Trailer in when the body has ended
+	to   http.Header
+}
+
+func (f *trailerFilter) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		f.copy()
+	}
+	return n, err
+}
+
+func (f *trailerFilter) copy() {
+	for name, values := range f.from.Trailer {
+		if !flow.IsCredential(name) {
+			f.to[name] = values
+		}
+	}
 }
 
 // withoutCredentials removes credential fields from Connection options.

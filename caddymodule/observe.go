@@ -13,8 +13,14 @@ import (
 // at debug level. Text from the authorization server stands in fields, where
 // the encoders escape it.
 func logObserver(logger *zap.Logger) flow.Observer {
+	var told flow.Status
 	return func(e flow.Event) {
 		level, msg := describeEvent(e)
+		if e.Kind == flow.EventStateChanged {
+			told = e.Status
+		} else if e.Status == told {
+			level = zapcore.DebugLevel // it came with a change of state, whose line says it all
+		}
 		ce := logger.Check(level, msg)
 		if ce == nil {
 			return
@@ -22,6 +28,8 @@ func logObserver(logger *zap.Logger) flow.Observer {
 		ce.Write(eventFields(e)...)
 	}
 }
+
+const storeFails = "the storage fails: the login lives in memory only and would not survive a restart"
 
 // describeEvent chooses the level by what a person has to do.
 func describeEvent(e flow.Event) (zapcore.Level, string) {
@@ -33,6 +41,9 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 		case flow.StateAuthorized:
 			return zapcore.InfoLevel, "authorized: calls are served"
 		case flow.StateDegraded:
+			if x := e.Status.Error; x != nil && x.Code == flow.CodeStorageFailed {
+				return zapcore.ErrorLevel, storeFails
+			}
 			return zapcore.WarnLevel, "calls are served, but the login cannot be kept fresh"
 		case flow.StateUnavailable:
 			return zapcore.WarnLevel, "no usable token for now: calls get 503 until the authorization server answers again"
@@ -42,16 +53,13 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 			return zapcore.WarnLevel, "nobody is logged in: open the status page, or call through the proxy, to start a login"
 		}
 	case flow.EventLoginPending:
-		if e.Status.State != flow.StatePending { // logged in again while a token lasts
-			return zapcore.WarnLevel, "a person has to log in: open verification_uri and enter user_code"
-		}
-		return zapcore.DebugLevel, "a code is out"
+		return zapcore.WarnLevel, "a person has to log in: open verification_uri and enter user_code"
 	case flow.EventLoginFailed:
 		return zapcore.WarnLevel, "the login failed"
 	case flow.EventLoggedOut:
 		return zapcore.InfoLevel, "logged out"
 	case flow.EventStoreFailed:
-		return zapcore.ErrorLevel, "the storage fails: the login lives in memory only and would not survive a restart"
+		return zapcore.ErrorLevel, storeFails
 	case flow.EventStoreHealed:
 		return zapcore.InfoLevel, "the storage works again, the login is saved"
 	case flow.EventRefreshFailed:
@@ -72,8 +80,9 @@ func eventFields(e flow.Event) []zap.Field {
 	}
 	if l := st.Login; l != nil {
 		fields = append(fields,
-			zap.String("verification_uri", l.VerificationURI),
-			zap.String("user_code", l.UserCode),
+			// No encoder escapes C1 controls, nor what turns the direction of text.
+			zap.String("verification_uri", clean(l.VerificationURI, maxText)),
+			zap.String("user_code", clean(l.UserCode, maxText)),
 			zap.Time("code_expires_at", l.ExpiresAt))
 	}
 	if name := st.Account.Label(); name != "" && st.State == flow.StateAuthorized {

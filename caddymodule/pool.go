@@ -1,10 +1,12 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -16,6 +18,9 @@ import (
 // code that is out, and the pace of its polls.
 var pool = caddy.NewUsagePool()
 
+// begun counts the sessions that have been made to run.
+var begun atomic.Uint64
+
 // poolKey tells sessions apart. Two sessions of different names are two logins
 // even if they look alike.
 type poolKey struct{ name, fingerprint string }
@@ -23,8 +28,9 @@ type poolKey struct{ name, fingerprint string }
 // running is a session with the goroutine that owns it.
 type running struct {
 	*flow.Session
-	stop  context.CancelFunc
-	ended chan struct{}
+	stop   context.CancelFunc
+	ended  chan struct{}
+	number uint64 // counts up: the later it began, the greater
 
 	mu      sync.Mutex
 	configs []attached // the last one is in force
@@ -44,7 +50,7 @@ func start(app *App, cfg flow.Config) (*running, error) {
 			return nil, err
 		}
 		ctx, stop := context.WithCancel(context.Background())
-		r := &running{Session: s, stop: stop, ended: make(chan struct{})}
+		r := &running{Session: s, stop: stop, ended: make(chan struct{}), number: begun.Add(1)}
 		go func() {
 			defer close(r.ended)
 			s.Run(ctx)
@@ -91,15 +97,15 @@ func (r *running) Destruct() error {
 	return nil
 }
 
-// runningSessions are all sessions of the process, by name.
+// runningSessions are all sessions of the process, by name and then by age.
 func runningSessions() []*running {
 	var all []*running
 	pool.Range(func(_, v any) bool {
 		all = append(all, v.(*running))
 		return true
 	})
-	slices.SortStableFunc(all, func(a, b *running) int {
-		return strings.Compare(a.Status().Session, b.Status().Session)
+	slices.SortFunc(all, func(a, b *running) int {
+		return cmp.Or(strings.Compare(a.Status().Session, b.Status().Session), cmp.Compare(a.number, b.number))
 	})
 	return all
 }

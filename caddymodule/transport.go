@@ -117,12 +117,13 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	tokens := d.NextSegment()
 	args := caddyfile.NewDispenser(tokens)
 	args.Next()
-	if args.NextArg() {
-		t.Session = args.Val()
-		tokens = slices.Delete(tokens, 1, 2) // the http transport takes no argument
-	}
-	if args.NextArg() {
+	names := args.RemainingArgs()
+	if len(names) > 1 {
 		return args.Errf("unexpected argument %q: write 'transport device_flow [<session>]'", args.Val())
+	}
+	if len(names) == 1 {
+		t.Session = names[0]
+		tokens = slices.Delete(tokens, 1, 2) // the http transport takes no argument
 	}
 	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
 }

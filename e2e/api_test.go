@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -74,11 +75,47 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		websocket.Server{Handler: func(ws *websocket.Conn) { _, _ = io.Copy(ws, ws) }}.ServeHTTP(w, r)
 	case r.URL.Path == "/events":
 		events(w, r)
+	case r.URL.Path == "/slow":
+		select {
+		case <-time.After(slowAnswer):
+		case <-r.Context().Done():
+		}
+		fmt.Fprint(w, "hello from the API")
+	case r.URL.Path == "/reset":
+		reset(w)
+	case r.URL.Path == "/half":
+		half(w)
 	case r.URL.Path == "/upload":
 		fmt.Fprint(w, hex.EncodeToString(digest.Sum(nil)))
 	default:
 		fmt.Fprint(w, "hello from the API")
 	}
+}
+
+// slowAnswer is how long the API takes at /slow: longer than a token of the tests that ask for it lives.
+const slowAnswer = 5 * time.Second
+
+// reset ends the connection without an answer, by RST where the system can.
+func reset(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+}
+
+// half ends the connection in the middle of the answer.
+func half(w http.ResponseWriter) {
+	conn, out, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	_, _ = out.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf an answer")
+	_ = out.Flush()
+	_ = conn.Close()
 }
 
 // events sends a number every 100 ms until the caller leaves.
@@ -122,12 +159,14 @@ func (a *api) tokens() []string {
 }
 
 // startAS starts flowtest, which approves each login by itself and checks the client as it goes; what it objects to
-// fails the test.
-func startAS(t *testing.T, lifetime time.Duration) *flowtest.Server {
+// fails the test. Each change is applied to its configuration.
+func startAS(t *testing.T, lifetime time.Duration, change ...func(*flowtest.Config)) *flowtest.Server {
 	t.Helper()
-	as := flowtest.New(flowtest.Config{
-		ClientID: "device", Interval: time.Second, AccessTokenLifetime: lifetime, AutoApprove: true,
-	})
+	cfg := flowtest.Config{ClientID: "device", Interval: time.Second, AccessTokenLifetime: lifetime, AutoApprove: true}
+	for _, f := range change {
+		f(&cfg)
+	}
+	as := flowtest.New(cfg)
 	listener := httptest.NewServer(as)
 	as.SetConfig(func(c *flowtest.Config) { c.Issuer = listener.URL })
 	t.Cleanup(func() {
@@ -139,6 +178,9 @@ func startAS(t *testing.T, lifetime time.Duration) *flowtest.Server {
 	})
 	return as
 }
+
+// byHand leaves the approval to the test.
+func byHand(c *flowtest.Config) { c.AutoApprove = false }
 
 // startProxy starts an authorization server, an API that accepts its tokens, and a Caddy between, and logs in.
 func startProxy(t *testing.T, lifetime time.Duration) (*flowtest.Server, *api, *caddy) {

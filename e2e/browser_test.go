@@ -113,6 +113,10 @@ func newTab(t *testing.T, tab context.Context) context.Context {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(tab)
 	t.Cleanup(cancel)
+	// The tab is made by the first use of its context and ends with the context of that use: this one, not a step's.
+	if err := chromedp.Do(ctx); err != nil {
+		t.Fatal(err)
+	}
 	return ctx
 }
 
@@ -126,6 +130,9 @@ func TestBrowserFixtureShowsAPage(t *testing.T) {
 	}
 	other := newTab(t, tab)
 	browse(t, other, "opening a page in another tab", chromedp.Navigate(a.URL+"/second"))
+	if got := evaluate[string](t, other, `location.pathname`); got != "/second" {
+		t.Fatalf("the other tab is at %q", got)
+	}
 	targets, err := chromedp.Targets(tab)
 	if err != nil {
 		t.Fatal(err)

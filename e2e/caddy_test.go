@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,13 +20,15 @@ import (
 // and {$API}; Caddy itself fills them in.
 type caddy struct {
 	*process
-	binary string
-	home   string
-	file   string // the Caddyfile
-	env    []string
+	binary  string
+	wrapper []string // a command that runs the one after it, for `caddy run`
+	home    string
+	file    string // the Caddyfile
+	env     []string
 
 	port, port2 string
-	url         string // of the site at {$PORT}
+	url, url2   string // of the sites at {$PORT} and {$PORT2}
+	admin       string // of the admin API
 }
 
 // newCaddy prepares a Caddy without starting it.
@@ -36,11 +39,12 @@ func newCaddy(t *testing.T, caddyfile, issuer, api string) *caddy {
 		t.Fatal(err)
 	}
 	c := &caddy{binary: binary, home: newHome(t), port: freePort(t), port2: freePort(t)}
-	c.url = "http://127.0.0.1:" + c.port
+	// A port, not a unix socket: paths of temporary folders can be longer than a socket's may be.
+	admin := "127.0.0.1:" + freePort(t)
+	c.url, c.url2, c.admin = "http://127.0.0.1:"+c.port, "http://127.0.0.1:"+c.port2, "http://"+admin
 	c.file = filepath.Join(c.home, "Caddyfile")
 	c.env = environment(c.home,
-		// A port, not a unix socket: paths of temporary folders can be longer than a socket's may be.
-		"CADDY_ADMIN=127.0.0.1:"+freePort(t),
+		"CADDY_ADMIN="+admin,
 		"PORT="+c.port, "PORT2="+c.port2, "ISSUER="+issuer, "API="+api,
 	)
 	c.write(t, caddyfile)
@@ -63,10 +67,24 @@ func (c *caddy) write(t *testing.T, caddyfile string) {
 	}
 }
 
+// writeFile writes a file that only its owner may read into the home, which a Caddyfile names {$HOME}.
+func (c *caddy) writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(c.home, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // start runs `caddy run`, again if need be, and waits until its first site answers.
 func (c *caddy) start(t *testing.T) {
 	t.Helper()
-	c.process = startProcess(t, c.command("run", "--config", c.file, "--adapter", "caddyfile"))
+	cmd := c.command("run", "--config", c.file, "--adapter", "caddyfile")
+	if c.wrapper != nil {
+		wrapped := exec.Command(c.wrapper[0], append(c.wrapper[1:], cmd.Args...)...)
+		wrapped.Dir, wrapped.Env = cmd.Dir, cmd.Env
+		cmd = wrapped
+	}
+	c.process = startProcess(t, cmd)
 	eventually(t, 30*time.Second, "Caddy serves", func() bool {
 		if !c.running() {
 			t.Fatalf("caddy run ended: %v", c.err)
@@ -114,18 +132,30 @@ type status struct {
 		VerificationURIComplete string    `json:"verification_uri_complete"`
 		ExpiresAt               time.Time `json:"expires_at"`
 	} `json:"login"`
+	Account *struct {
+		Name string `json:"name"`
+	} `json:"account"`
 	Token *struct {
 		ExpiresAt time.Time `json:"expires_at"`
+		Scope     []string  `json:"scope"`
 	} `json:"token"`
 	Error *struct {
-		Code string `json:"code"`
+		Code        string `json:"code"`
+		Description string `json:"description"`
+		Action      string `json:"action"`
 	} `json:"error"`
 }
 
-// status reads the status page as JSON.
+// status reads the status page of the first site as JSON.
 func (c *caddy) status(t *testing.T) status {
 	t.Helper()
-	res := get(t, client(t), c.url+"/.device-flow", "application/json")
+	return statusOf(t, c.url)
+}
+
+// statusOf reads the status page of a site as JSON.
+func statusOf(t *testing.T, url string) status {
+	t.Helper()
+	res := get(t, client(t), url+"/.device-flow", "application/json")
 	var s status
 	if err := json.Unmarshal([]byte(res.body), &s); res.status != 200 || err != nil {
 		t.Fatalf("status page: %d, %v\n%s", res.status, err, res.body)
@@ -186,9 +216,43 @@ func (c *caddy) callForCode(t *testing.T) problem {
 // login waits until calls are served, for an authorization server that approves by itself.
 func (c *caddy) login(t *testing.T) {
 	t.Helper()
-	every(t, 250*time.Millisecond, 30*time.Second, "a call is served", func() bool {
-		return get(t, client(t), c.url+"/", "").status == 200
+	c.loginAt(t, c.url)
+}
+
+// loginAt is login at one of several sites.
+func (c *caddy) loginAt(t *testing.T, url string) {
+	t.Helper()
+	every(t, 250*time.Millisecond, 30*time.Second, "a call is served by "+url, func() bool {
+		return get(t, client(t), url+"/", "").status == 200
 	})
+}
+
+// ask sends a request to the admin API.
+func (c *caddy) ask(t *testing.T, method, path string) reply {
+	t.Helper()
+	r, err := http.NewRequest(method, c.admin+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return do(t, client(t), r)
+}
+
+// sessions is the admin API's list: the state of each session by its name.
+func (c *caddy) sessions(t *testing.T) map[string]status {
+	t.Helper()
+	res := c.ask(t, http.MethodGet, "/device_flow/sessions")
+	var list []status
+	if err := json.Unmarshal([]byte(res.body), &list); res.status != 200 || err != nil {
+		t.Fatalf("GET /device_flow/sessions: %d, %v\n%s", res.status, err, res.body)
+	}
+	all := make(map[string]status, len(list))
+	for _, s := range list {
+		if _, twice := all[s.Session]; twice {
+			t.Fatalf("the session %s is listed twice", s.Session)
+		}
+		all[s.Session] = s
+	}
+	return all
 }
 
 // site is the short form of contract.md section 4 with a public client.

@@ -24,11 +24,21 @@ import (
 func TestLegacyCallersAreAuthenticated(t *testing.T) {
 	as, a, c := startProxy(t, 3*time.Second)
 
-	t.Run("curl", func(t *testing.T) { callByCurl(t, c) })
-	t.Run("HTTP1.0WithoutHost", func(t *testing.T) { callByHTTP10(t, c) })
-	t.Run("WebSocket", func(t *testing.T) { callByWebSocket(t, c) })
-	t.Run("ServerSentEventsOutliveTheToken", func(t *testing.T) { listenToEvents(t, c, as) })
-	t.Run("Upload50MB", func(t *testing.T) { upload(t, c) })
+	t.Run("callers", func(t *testing.T) { // returns when those in parallel have ended
+		for name, call := range map[string]func(*testing.T){
+			"curl":                            func(t *testing.T) { callByCurl(t, c) },
+			"HTTP1.0WithoutHost":              func(t *testing.T) { callByHTTP10(t, c) },
+			"WebSocketOutlivesTheToken":       func(t *testing.T) { callByWebSocket(t, c, as) },
+			"ServerSentEventsOutliveTheToken": func(t *testing.T) { listenToEvents(t, c, as) },
+			"AnswerLaterThanTheTokenLives":    func(t *testing.T) { callSlowly(t, c, as) },
+			"Upload50MB":                      func(t *testing.T) { upload(t, c) },
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				call(t)
+			})
+		}
+	})
 
 	// The API refuses a request that has not exactly one bearer token, so the tests above would have failed. This
 	// says that it was asked at all.
@@ -36,7 +46,7 @@ func TestLegacyCallersAreAuthenticated(t *testing.T) {
 	for _, r := range a.requests() {
 		paths[r.path]++
 	}
-	for _, path := range []string{"/curl", "/http10", "/ws", "/events", "/upload"} {
+	for _, path := range []string{"/curl", "/http10", "/ws", "/events", "/slow", "/upload"} {
 		if paths[path] == 0 && (path != "/curl" || hasCurl()) {
 			t.Errorf("the API never saw %s", path)
 		}
@@ -100,10 +110,11 @@ func callByHTTP10(t *testing.T, c *caddy) {
 	}
 }
 
-// callByWebSocket does the handshake and one frame each way by hand (RFC 6455), without an Origin, as a device does.
-func callByWebSocket(t *testing.T, c *caddy) {
+// callByWebSocket does the handshake and the frames by hand (RFC 6455), without an Origin, as a device does, with an
+// echo before and after the token of the handshake has been renewed and has expired.
+func callByWebSocket(t *testing.T, c *caddy, as *flowtest.Server) {
 	conn := dial(t, c)
-	fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+	fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nConnection: Upgrade, Authorization\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c.port)
 	in := bufio.NewReader(conn)
 	res, err := http.ReadResponse(in, nil)
@@ -114,22 +125,33 @@ func callByWebSocket(t *testing.T, c *caddy) {
 	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatalf("the handshake: %d %v", res.StatusCode, res.Header)
 	}
+	echo := func(message string) {
+		t.Helper()
+		frame := []byte{0x81, 0x80 | byte(len(message)), 1, 2, 3, 4} // final text frame, masked (section 5.2)
+		for i := range len(message) {
+			frame = append(frame, message[i]^frame[2+i%4])
+		}
+		if _, err := conn.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		back := make([]byte, 2+len(message))
+		if _, err := io.ReadFull(in, back); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := binary.BigEndian.Uint16(back), uint16(0x8100|len(message)); got != want || string(back[2:]) != message {
+			t.Fatalf("the echo: %#04x %q, want %#04x %q", got, back[2:], want, message)
+		}
+	}
+	echo("ping from a device")
+	outlive(t, as)
+	echo("and once more, with a token that is long gone")
+}
 
-	const message = "ping from a device"
-	frame := []byte{0x81, 0x80 | byte(len(message)), 1, 2, 3, 4} // final text frame, masked (section 5.2)
-	for i := range len(message) {
-		frame = append(frame, message[i]^frame[2+i%4])
-	}
-	if _, err := conn.Write(frame); err != nil {
-		t.Fatal(err)
-	}
-	echo := make([]byte, 2+len(message))
-	if _, err := io.ReadFull(in, echo); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := binary.BigEndian.Uint16(echo), uint16(0x8100|len(message)); got != want || string(echo[2:]) != message {
-		t.Fatalf("the echo: %#04x %q, want %#04x %q", got, echo[2:], want, message)
-	}
+// outlive waits for two refreshes: the token that was in use before has expired then.
+func outlive(t *testing.T, as *flowtest.Server) {
+	t.Helper()
+	before := as.Stats().Refreshes
+	eventually(t, 30*time.Second, "two refreshes", func() bool { return as.Stats().Refreshes >= before+2 })
 }
 
 // listenToEvents holds an event stream open while the token it was opened with is renewed and expires.
@@ -161,6 +183,17 @@ func listenToEvents(t *testing.T, c *caddy, as *flowtest.Server) {
 			t.Fatalf("event %d reads %q", next, got)
 		}
 		next++
+	}
+}
+
+// callSlowly waits for an answer that comes when the token of its request has expired.
+func callSlowly(t *testing.T, c *caddy, as *flowtest.Server) {
+	refreshes := as.Stats().Refreshes
+	if res := get(t, client(t), c.url+"/slow", ""); res.status != 200 || res.body != "hello from the API" {
+		t.Fatalf("a slow answer: %d %s", res.status, res.body)
+	}
+	if as.Stats().Refreshes == refreshes {
+		t.Fatalf("no refresh within %v", slowAnswer)
 	}
 }
 

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -105,19 +107,26 @@ func every(t *testing.T, pace, limit time.Duration, what string, done func() boo
 	}
 }
 
-// freePort is a port that nothing listens on.
+// handedOut holds the ports that freePort gave.
+var handedOut sync.Map
+
+// freePort is a port for a program under test, which nothing listens on. It is none of those that the system gives to
+// outgoing connections and to listeners on port 0 (on Linux from 32768): one of these could be gone by the time the
+// program listens.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := strconv.Itoa(12000 + rand.IntN(20000))
+		if _, taken := handedOut.LoadOrStore(port, true); taken {
+			continue
+		}
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	t.Fatal("no free port")
+	return ""
 }
 
 // client follows no redirect, reuses no connection between tests, and cannot hang for ever.

@@ -26,6 +26,9 @@ const (
 	grantDeviceCode = "urn:ietf:params:oauth:grant-type:device_code" // RFC 8628 §3.4
 	maxBody         = 1 << 20                                        // after decompression
 	exchangeTimeout = 30 * time.Second                               // one exchange, body included
+	// A refresh has more time: nobody waits for it, and an answer that is given
+	// up on may have been the one with the new refresh token.
+	refreshTimeout = time.Minute
 )
 
 // client talks to one authorization server: one method, one HTTP exchange (and
@@ -50,7 +53,11 @@ type answer struct {
 // would carry codes and secrets elsewhere, and reads at most maxBody. The error
 // is an *Error of KindTemporary.
 func (c *client) exchange(req *http.Request, op string) (*answer, error) {
-	ctx, cancel := context.WithTimeout(req.Context(), exchangeTimeout)
+	timeout := exchangeTimeout
+	if op == opRefresh {
+		timeout = refreshTimeout
+	}
+	ctx, cancel := context.WithTimeout(req.Context(), timeout)
 	defer cancel()
 	req = req.WithContext(ctx)
 	req.Header.Set("Accept", "application/json")
@@ -58,12 +65,12 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 
 	resp, err := c.HTTP.RoundTrip(req)
 	if err != nil {
-		return nil, c.unreachable(op, req, err)
+		return nil, unreachable(op, req, timeout, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
-		return nil, c.unreachable(op, req, fmt.Errorf("reading the answer: %w", err))
+		return nil, unreachable(op, req, timeout, fmt.Errorf("reading the answer: %w", err))
 	}
 	if len(body) > maxBody {
 		return nil, &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
@@ -74,14 +81,14 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 	return a, nil
 }
 
-func (c *client) unreachable(op string, req *http.Request, err error) *Error {
+func unreachable(op string, req *http.Request, timeout time.Duration, err error) *Error {
 	// A *url.Error would repeat the URL; name the host alone.
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %s", exchangeTimeout)
+		err = fmt.Errorf("no answer within %s", timeout)
 	}
 	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: fmt.Errorf("%s: %w", req.URL.Host, err)}
 }
@@ -97,7 +104,7 @@ func (a *answer) failure(op string) *Error {
 	}
 	e.Kind = classify(op, e.Code, a.status)
 	if a.status >= 300 && a.status < 400 {
-		e.Kind, e.Description = KindConfiguration, "the endpoint redirects, and redirects are not followed; check its URL"
+		e.Kind, e.Code, e.Description = KindConfiguration, CodeConfiguration, "the endpoint redirects, and redirects are not followed; check its URL"
 	}
 	if e.Code == "" {
 		e.Code = CodeInvalidResponse
@@ -112,7 +119,12 @@ func (c *client) form(ctx context.Context, op, endpoint string, params url.Value
 	// RFC 8628 §3.1 and many servers want client_id in the body whatever the style.
 	params.Set("client_id", c.ClientID)
 	if c.ClientAuth != ClientAuthNone {
+		ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 		secret, err := c.Secret(ctx)
+		cancel()
+		if err == nil && secret.IsZero() {
+			err = errors.New("it is empty")
+		}
 		if err != nil {
 			return nil, &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration, Err: fmt.Errorf("reading the client secret: %w", err)}
 		}
@@ -196,19 +208,19 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 			VerificationURIComplete: f.text("verification_uri_complete", "verification_url_complete"),
 		},
 	}
-	for what, missing := range map[string]bool{
-		"device_code": d.code.IsZero(), "user_code": d.login.UserCode == "", "verification_uri": d.login.VerificationURI == "",
+	for _, member := range []struct{ name, value string }{
+		{"device_code", d.code.Reveal()}, {"user_code", d.login.UserCode}, {"verification_uri", d.login.VerificationURI},
 	} {
-		if missing {
+		if member.value == "" {
 			return nil, &Error{Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status,
-				Description: "the answer has no " + what}
+				Description: "the answer has no " + member.name}
 		}
 	}
 	lifetime, ok := f.seconds(maxCodeLifetime, "expires_in", "expire_in")
 	if !ok {
 		lifetime = defaultCodeLifetime
 	}
-	d.login.ExpiresAt = a.at.Add(lifetime)
+	d.login.ExpiresAt = a.at.Round(0).Add(lifetime) // compared with the wall clock, which a sleep does not stop
 	if d.interval, ok = f.seconds(maxCodeLifetime, "interval"); !ok {
 		d.interval = defaultInterval
 	}

@@ -208,7 +208,11 @@ func (c Config) Fingerprint() string {
 		as = c.Endpoints.Token
 	}
 	sorted := func(in []string) []string { return slices.Compact(slices.Sorted(slices.Values(in))) }
-	b, err := json.Marshal([]any{strings.TrimSuffix(as, "/"), c.ClientID, sorted(c.Scope), c.Audience, sorted(c.Resource), c.Params})
+	params := c.Params
+	if len(params) == 0 {
+		params = nil // empty and none are the same
+	}
+	b, err := json.Marshal([]any{strings.TrimSuffix(as, "/"), c.ClientID, sorted(c.Scope), c.Audience, sorted(c.Resource), params})
 	if err != nil {
 		panic(err) // strings and slices of strings always marshal
 	}

@@ -2,7 +2,6 @@ package flow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -18,14 +17,14 @@ func (c *client) discover(ctx context.Context) (Endpoints, error) {
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	var (
-		found   Endpoints
-		valid   bool
-		problem error
+		found    Endpoints
+		valid    bool
+		problems []*Error
 	)
 	for _, location := range wellKnown(c.Issuer) {
 		e, err := c.metadata(ctx, location)
 		if err != nil {
-			problem = errors.Join(problem, err)
+			problems = append(problems, asError(opDiscovery, err))
 			continue
 		}
 		if !valid || e.DeviceAuthorization != "" {
@@ -36,39 +35,29 @@ func (c *client) discover(ctx context.Context) (Endpoints, error) {
 		}
 	}
 	if !valid {
-		return Endpoints{}, discoveryError(problem)
+		return Endpoints{}, discoveryError(problems)
 	}
 	return found, nil
 }
 
-// discoveryError keeps a wrong document from being taken for an outage: if any
-// of the two places holds something that only a person can mend, that is told.
-func discoveryError(err error) error {
-	for _, e := range unjoin(err) {
-		if x := asError(opDiscovery, e); x.Kind == KindConfiguration && x.Status != http.StatusNotFound {
-			return x
-		}
-	}
-	for _, e := range unjoin(err) {
-		if x := asError(opDiscovery, e); x.Kind == KindTemporary {
-			return x
+// discoveryError picks the error that helps most. A wrong document comes first:
+// it is there, so this is no outage. An outage comes before a place that holds
+// no document, since servers answer so for the one of the two they do not know.
+func discoveryError(problems []*Error) error {
+	for _, kind := range []Kind{KindConfiguration, KindTemporary, KindDoubtful} {
+		for _, e := range problems {
+			if e.Kind == kind && (kind != KindDoubtful || e.Status != http.StatusNotFound) {
+				if kind == KindDoubtful {
+					e.Kind = KindConfiguration
+				}
+				return e
+			}
 		}
 	}
 	return &Error{
 		Kind: KindConfiguration, Op: opDiscovery, Code: CodeConfiguration, Status: http.StatusNotFound,
 		Description: "the issuer publishes no metadata; check 'issuer', or write device_authorization_endpoint and token_endpoint",
 	}
-}
-
-func unjoin(err error) []error {
-	if j, ok := err.(interface{ Unwrap() []error }); ok {
-		var out []error
-		for _, e := range j.Unwrap() {
-			out = append(out, unjoin(e)...)
-		}
-		return out
-	}
-	return []error{err}
 }
 
 // wellKnown are the two places of an issuer's metadata. RFC 8414 §3.1 puts the
@@ -86,7 +75,8 @@ func wellKnown(issuer string) []string {
 	}
 }
 
-// metadata fetches and checks one document.
+// metadata fetches and checks one document. The error is of KindDoubtful where
+// there is none.
 func (c *client) metadata(ctx context.Context, location string) (Endpoints, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location, nil)
 	if err != nil {
@@ -96,21 +86,21 @@ func (c *client) metadata(ctx context.Context, location string) (Endpoints, erro
 	if err != nil {
 		return Endpoints{}, err
 	}
-	fix := func(format string, args ...any) error {
-		return &Error{Kind: KindConfiguration, Op: opDiscovery, Code: CodeConfiguration, Status: a.status, Err: fmt.Errorf(format, args...)}
+	wrong := func(kind Kind, format string, args ...any) error {
+		return &Error{Kind: kind, Op: opDiscovery, Code: CodeConfiguration, Status: a.status, Err: fmt.Errorf(format, args...)}
 	}
 	switch {
 	case a.status >= 300 && a.status < 400:
-		return Endpoints{}, fix("%s redirects; redirects are not followed, so write the issuer exactly as the server names itself", location)
+		return Endpoints{}, wrong(KindDoubtful, "%s redirects; redirects are not followed, so write the issuer exactly as the server names itself", location)
 	case a.status == http.StatusTooManyRequests || a.status >= 500:
 		return Endpoints{}, a.failure(opDiscovery)
 	case a.status != http.StatusOK:
-		return Endpoints{}, fix("%s answers with HTTP %d", location, a.status)
+		return Endpoints{}, wrong(KindDoubtful, "%s answers with HTTP %d", location, a.status)
 	case !a.ok:
-		return Endpoints{}, fix("%s is not a JSON document", location)
+		return Endpoints{}, wrong(KindDoubtful, "%s is not a JSON document", location)
 	}
 	if got := a.fields.text("issuer"); !sameIssuer(got, c.Issuer) {
-		return Endpoints{}, fix("the document at %s belongs to issuer %q, not to %q; write the issuer exactly as the server names itself",
+		return Endpoints{}, wrong(KindConfiguration, "the document at %s belongs to issuer %q, not to %q; write the issuer exactly as the server names itself",
 			location, clean(got, 200), c.Issuer)
 	}
 	e := Endpoints{
@@ -119,15 +109,15 @@ func (c *client) metadata(ctx context.Context, location string) (Endpoints, erro
 		Revocation:          a.fields.text("revocation_endpoint"),
 		UserInfo:            a.fields.text("userinfo_endpoint"),
 	}
-	for name, u := range map[string]string{
-		"device_authorization_endpoint": e.DeviceAuthorization, "token_endpoint": e.Token,
-		"revocation_endpoint": e.Revocation, "userinfo_endpoint": e.UserInfo,
+	for _, endpoint := range []struct{ name, url string }{
+		{"device_authorization_endpoint", e.DeviceAuthorization}, {"token_endpoint", e.Token},
+		{"revocation_endpoint", e.Revocation}, {"userinfo_endpoint", e.UserInfo},
 	} {
-		if u == "" {
+		if endpoint.url == "" {
 			continue
 		}
-		if err := checkEndpoint(u, c.InsecureHTTP); err != nil {
-			return Endpoints{}, fix("the document at %s: %s: %w", location, name, err)
+		if err := checkEndpoint(endpoint.url, c.InsecureHTTP); err != nil {
+			return Endpoints{}, wrong(KindConfiguration, "the document at %s: %s: %w", location, endpoint.name, err)
 		}
 	}
 	return e, nil
@@ -156,7 +146,9 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 			return Endpoints{}, err
 		}
 		d = &got
-		c.discovered.Store(d)
+		if (e.DeviceAuthorization != "" || d.DeviceAuthorization != "") && (e.Token != "" || d.Token != "") {
+			c.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
+		}
 	}
 	e.DeviceAuthorization = firstOf(e.DeviceAuthorization, d.DeviceAuthorization)
 	e.Token = firstOf(e.Token, d.Token)

@@ -3,6 +3,7 @@ package flow
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 	"unicode"
@@ -148,10 +149,10 @@ func describe(e *Error) string {
 		case e.Status == 429:
 			s = "the authorization server asks us to slow down"
 		case e.Code == CodeStorageFailed:
-			s = "the login could not be stored"
+			s = "the storage of the login fails"
+		case e.Status >= 500:
+			s = "the authorization server has a problem of its own"
 		case e.Status != 0:
-			s = fmt.Sprintf("the authorization server has a problem of its own (HTTP %d)", e.Status)
-		case e.Code == CodeInvalidResponse:
 			s = "the authorization server sent an answer that cannot be used"
 		default:
 			s = "the authorization server cannot be reached"
@@ -213,4 +214,15 @@ func scrub(s string, secrets ...Secret) string {
 		}
 	}
 	return s
+}
+
+// backoff is the pause after the n-th failure in a row, n ≥ 1: first, doubled
+// each time up to most, and spread by a tenth so that instances part ways.
+func backoff(n int, first, most time.Duration) time.Duration {
+	d := first
+	for ; n > 1 && d < most; n-- {
+		d *= 2
+	}
+	d = min(d, most)
+	return d - time.Duration(rand.Float64()*float64(d)/10)
 }

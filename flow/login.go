@@ -3,7 +3,6 @@ package flow
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -54,7 +53,7 @@ func (l *loginState) reply(err error) {
 
 // startLogin asks for a code, unless a request for one is under way.
 func (s *Session) startLogin() {
-	if s.login.asking {
+	if s.login.asking || s.closing {
 		return
 	}
 	s.login.asking, s.login.held = true, false
@@ -65,8 +64,10 @@ func (s *Session) startLogin() {
 		return func() {
 			s.login.asking = false
 			if epoch != s.epoch {
+				if len(s.login.replies) > 0 {
+					s.startLogin() // of somebody who came after the logout
+				}
 				s.publish()
-				s.login.reply(errOvertaken)
 				return
 			}
 			s.codeReceived(d, err)
@@ -167,6 +168,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		s.loginFailed(asError(opPoll, err))
 		return
 	}
+	s.release() // a refresh that waits for the store belongs to the login before
 	before := s.rec
 	s.epoch++
 	s.login = loginState{asking: s.login.asking, replies: s.login.replies}
@@ -175,6 +177,9 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 	if len(g.scope) == 0 {
 		// RFC 6749 §5.1: left out when identical to what was asked for.
 		g.scope = s.client.Load().Scope
+	}
+	if err != nil {
+		g.access, g.expiry, s.token = Secret{}, time.Time{}, nil
 	}
 	s.adopt(g)
 	s.refresh.running = false // of the login before; its result is dropped by the epoch
@@ -190,7 +195,9 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		s.refresh.reply(nil)
 		s.identify()
 	})
-	if before.loggedIn() {
+	if a, b := before.account, s.rec.account; a != nil && b != nil && a.Subject != b.Subject {
+		// Only of another account: some servers (Auth0) take revocation as one of
+		// all that this client has of the account, the new login included.
 		s.revokeInBackground(before.refresh)
 	}
 }
@@ -205,6 +212,9 @@ func (s *Session) loginFailed(e *Error) {
 		s.login.next = time.Now().Add(backoff(s.login.unused, expiredGapMin, expiredGapMax))
 	}
 	s.login.err = statusError(e, time.Time{})
+	if s.login.err.Action == ActionRetry {
+		s.login.err.Action = ActionReauthorize // nobody tries this code again
+	}
 	s.changed()
 	s.publish()
 	s.observe(Event{Kind: EventLoginFailed, Err: e})
@@ -241,9 +251,12 @@ func (s *Session) forget(reply chan error) {
 	s.epoch++
 	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + 1}
 	s.token = nil
-	s.login = loginState{asking: s.login.asking, polling: s.login.polling, replies: s.login.replies}
+	s.login.reply(errOvertaken)
+	s.login = loginState{asking: s.login.asking, polling: s.login.polling}
 	s.refresh.reply(errOvertaken)
 	s.refresh = refreshState{}
+	s.save.held = nil     // nobody shall hear of it any more
+	s.save.unread = false // whatever is stored goes
 	s.changed()
 	s.publish()
 	if was {
@@ -260,9 +273,10 @@ func (s *Session) forget(reply chan error) {
 	})
 }
 
-// discard revokes a grant that came for a login that is no longer wanted.
+// discard revokes a grant that came for a login that is no longer wanted,
+// unless that could end the one that took its place.
 func (s *Session) discard(g *grant) {
-	if g != nil {
+	if g != nil && !s.rec.loggedIn() {
 		s.revokeInBackground(g.refresh)
 	}
 }
@@ -276,15 +290,4 @@ func (s *Session) revokeInBackground(token Secret) {
 		_ = c.revoke(ctx, token, "refresh_token") // best effort: nobody waits for it
 		return func() {}
 	})
-}
-
-// backoff is the pause after the n-th failure in a row, n ≥ 1: first, doubled
-// each time up to most, and spread by a tenth so that instances part ways.
-func backoff(n int, first, most time.Duration) time.Duration {
-	d := first
-	for ; n > 1 && d < most; n-- {
-		d *= 2
-	}
-	d = min(d, most)
-	return d - time.Duration(rand.Float64()*float64(d)/10)
 }

@@ -14,10 +14,11 @@ func (s *Session) Run(ctx context.Context) {
 	defer cancelJobs()
 	s.jobCtx = jobCtx
 
-	s.load()
+	s.save.unread, s.save.patience = true, time.Now().Add(loadPatience)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var grace, end <-chan time.Time
+	abandoned := false // what is still under way ignores its context
 	stop := ctx.Done()
 	for {
 		select {
@@ -30,7 +31,9 @@ func (s *Session) Run(ctx context.Context) {
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
-			s.save.next = time.Time{} // perhaps there is a better store now
+			// Perhaps there is a better store now; it does not have the login yet.
+			s.save.next = time.Time{}
+			s.save.dirty = s.save.dirty || s.rec.worthSaving()
 		case <-timer.C:
 		case <-stop:
 			stop = nil
@@ -44,15 +47,21 @@ func (s *Session) Run(ctx context.Context) {
 			defer t.Stop()
 			end = t.C
 		case <-end:
-			s.jobs = 0 // a store or transport that ignores its context
+			abandoned = true
 		}
 		now := time.Now()
 		if s.closing {
-			if s.jobs == 0 {
-				s.lastSave()
-				return
+			if s.jobs > 0 && !abandoned && (!s.lastTried || s.save.running) {
+				continue
 			}
-			continue
+			if s.lastSave() {
+				t := time.NewTimer(lastSaveTimeout + abandonAfter)
+				defer t.Stop()
+				grace, end, abandoned = nil, t.C, false
+				continue
+			}
+			s.release()
+			return
 		}
 		s.step(now)
 		timer.Reset(s.untilDue(now))
@@ -61,20 +70,23 @@ func (s *Session) Run(ctx context.Context) {
 
 // step does everything that is due. It reports whether it has begun a login.
 func (s *Session) step(now time.Time) (began bool) {
+	s.stepSave(now)
 	if !s.loaded || s.closing {
 		return false
 	}
 	wall := now.Round(0)
-	if s.token != nil && !s.token.expiry.IsZero() && !wall.Before(s.token.expiry) {
+	lapsed := s.token != nil && !s.token.expiry.IsZero() && !wall.Before(s.token.expiry)
+	if lapsed {
 		s.token = nil
 		if s.rec.refresh.IsZero() {
 			s.rec.access = Secret{} // nothing is left of this login
 			s.changed()
 		}
-		s.publish()
 	}
-	s.stepSave(now)
 	s.stepRefresh(now)
+	if lapsed {
+		s.publish() // now that there is a refresh to wait for, if it was due
+	}
 	if p := s.rec.pending; p != nil && !s.login.polling {
 		switch {
 		case !wall.Before(p.info.ExpiresAt):
@@ -86,11 +98,12 @@ func (s *Session) step(now time.Time) (began bool) {
 	}
 	wanted := s.demanded || s.client.Load().Login == LoginEager
 	s.demanded = false
-	if wanted && s.token == nil && !s.rec.loggedIn() && s.login.allowed(now) && s.rec.pending == nil && !s.login.asking {
-		s.startLogin()
-		return true
+	if !wanted || s.token != nil || s.rec.loggedIn() || s.rec.pending != nil || s.login.asking || !s.login.allowed(now) ||
+		s.save.unread && now.Before(s.save.patience) {
+		return false
 	}
-	return false
+	s.startLogin()
+	return true
 }
 
 // untilDue is when step has to look again at the latest.
@@ -108,7 +121,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 	if s.token != nil {
 		sooner(s.token.expiry)
 	}
-	if !s.refresh.running && !s.rec.refresh.IsZero() {
+	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() {
 		sooner(s.refresh.next)
 	}
 	if s.save.held != nil {
@@ -143,7 +156,7 @@ func (s *Session) publish() {
 	old := s.view.Swap(&view{
 		token:   s.token,
 		status:  st,
-		waiting: !s.loaded || (s.token == nil && s.refresh.running),
+		waiting: !s.loaded || s.token == nil && (s.refresh.running || s.save.held != nil),
 		asking:  s.login.asking,
 		changed: make(chan struct{}),
 	})
@@ -181,7 +194,11 @@ func (s *Session) snapshot() Status {
 		}
 		st.Token = &info
 	}
-	for _, e := range []*StatusError{s.refresh.err, s.login.err, s.save.err} {
+	first, second := s.refresh.err, s.login.err
+	if !s.rec.loggedIn() {
+		first, second = second, first // what came of the next login matters more than how the last one ended
+	}
+	for _, e := range []*StatusError{first, second, s.save.err} {
 		if e != nil {
 			st.Error = e
 			break
@@ -201,7 +218,7 @@ func (s *Session) snapshot() Status {
 		st.State = StatePending
 	case fix:
 		st.State = StateMisconfigured
-	case s.rec.loggedIn():
+	case s.rec.loggedIn() || s.save.unread:
 		st.State = StateUnavailable
 	default:
 		st.State = StateLoginRequired

@@ -46,6 +46,9 @@ type pendingLogin struct {
 // loggedIn reports whether the record holds a grant.
 func (r *record) loggedIn() bool { return !r.access.IsZero() || !r.refresh.IsZero() }
 
+// worthSaving reports whether there is anything in the record to keep.
+func (r *record) worthSaving() bool { return r.loggedIn() || r.pending != nil }
+
 // storedRecord is the record's form in the [Store]. It reveals the secrets: who
 // can read the store has the login.
 type storedRecord struct {
@@ -98,7 +101,10 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 	case s.Fingerprint != fingerprint:
 		return nil, fmt.Errorf("%w: it belongs to another client, scope or audience", ErrRecord)
 	case s.Access != "" && !bearerSyntax(s.Access):
-		return nil, fmt.Errorf("%w: its access token is damaged", ErrRecord)
+		if s.Refresh == "" {
+			return nil, fmt.Errorf("%w: its access token is damaged", ErrRecord)
+		}
+		s.Access = "" // the refresh token brings another
 	}
 	r := &record{
 		fingerprint: s.Fingerprint, generation: s.Generation,
@@ -110,6 +116,9 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		r.pending = &pendingLogin{
 			code: NewSecret(p.DeviceCode), info: p.Info,
 			interval: max(min(p.Interval, maxCodeLifetime), minInterval),
+		}
+		if p.Interval <= 0 {
+			r.pending.interval = defaultInterval
 		}
 	}
 	return r, nil

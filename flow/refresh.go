@@ -59,8 +59,19 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	if s.refresh.running || s.save.held != nil {
 		return true
 	}
+	if s.rec.refresh.IsZero() {
+		if s.token != nil && s.refresh.err != nil {
+			// The server has ended this login and the API refuses what was left of
+			// it: nothing but a new login helps.
+			s.token, s.rec.access = nil, Secret{}
+			s.changed()
+			s.publish()
+		}
+		return false
+	}
 	now := time.Now()
-	if s.rec.refresh.IsZero() || (!s.refresh.forced.IsZero() && now.Sub(s.refresh.forced) < forcedGap) {
+	if !s.refresh.forced.IsZero() && now.Sub(s.refresh.forced) < forcedGap ||
+		s.refresh.err != nil && now.Before(s.refresh.next) {
 		return false
 	}
 	s.refresh.forced = now
@@ -71,7 +82,7 @@ func (s *Session) refreshForced(rejected *Token) bool {
 // startRefresh trades the refresh token, unless that is under way: the loser of
 // two refreshes would kill the login of the winner at many servers.
 func (s *Session) startRefresh() {
-	if s.refresh.running || s.save.held != nil {
+	if s.refresh.running || s.save.held != nil || s.closing {
 		return
 	}
 	s.refresh.running = true
@@ -132,7 +143,7 @@ func (s *Session) adopt(g *grant) {
 		r.scope = g.scope
 	}
 	if g.account != nil {
-		r.account = g.account
+		r.account = g.account.completedBy(r.account)
 	}
 	lifetime, _ := g.lifetime()
 	r.refreshAt = refreshTime(g.at, lifetime)
@@ -154,8 +165,14 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 	s.refresh.failures++
 	kind := e.Kind
 	if kind == KindDoubtful {
-		if s.refresh.doubtful++; s.refresh.doubtful >= doubtfulTries {
+		s.refresh.doubtful++
+		switch {
+		case s.refresh.doubtful < doubtfulTries:
+		case s.token == nil:
+			s.putAside()
 			kind = KindReauthorize
+		default:
+			kind = KindConfiguration // as rarely: there is time until the token lapses
 		}
 	}
 	var wait time.Duration
@@ -181,7 +198,16 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		}
 		wait = backoff(s.refresh.failures, first, refreshRetryMax)
 	}
-	s.refresh.next = time.Now().Add(max(wait, e.RetryAfter))
+	now := time.Now()
+	if s.token != nil && !s.token.expiry.IsZero() {
+		// However long the pause: another attempt before calls begin to fail.
+		least := refreshRetryMin
+		if e.Kind == KindConfiguration {
+			least = refusedRetryMin
+		}
+		wait = min(wait, max(s.token.expiry.Sub(now), least))
+	}
+	s.refresh.next = now.Add(max(wait, e.RetryAfter))
 	s.refresh.err = statusError(e, s.refresh.next)
 	s.publish()
 	s.observe(Event{Kind: EventRefreshFailed, Err: e, Took: took})

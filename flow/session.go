@@ -53,13 +53,15 @@ type Session struct {
 
 // owner is what only the goroutine in Run touches.
 type owner struct {
-	rec     *record
-	token   *Token // the usable token of rec, nil when it has lapsed
-	loaded  bool
-	closing bool
-	epoch   int // counts logins and logouts: results of older work are dropped
-	jobs    int
-	jobCtx  context.Context
+	rec       *record
+	token     *Token   // the usable token of rec, nil when it has lapsed
+	loaded    bool     // the store has answered, or nobody waits for it any more
+	early     []func() // commands that came before
+	closing   bool
+	lastTried bool // the last save has been begun
+	epoch     int  // counts logins and logouts: results of older work are dropped
+	jobs      int
+	jobCtx    context.Context
 
 	demanded bool
 	login    loginState
@@ -163,28 +165,28 @@ func (s *Session) Await(ctx context.Context, login time.Duration) (*Token, error
 	}
 	if login > 0 {
 		s.Demand()
-		timer := time.NewTimer(login)
-		defer timer.Stop()
-		return s.await(ctx, timer.C, func(*view) bool { return true })
+		return s.await(ctx, login, func(*view) bool { return true })
 	}
-	if v.waiting {
-		timer := time.NewTimer(s.client.Load().RefreshWait)
-		defer timer.Stop()
-		if t, err := s.await(ctx, timer.C, func(v *view) bool { return v.waiting }); err == nil || ctx.Err() != nil {
+	began := !v.waiting && s.startsLogin(ctx)
+	if !began {
+		// The demand may have found a refresh that was due at this very moment.
+		t, err := s.await(ctx, s.client.Load().RefreshWait, func(v *view) bool { return v.waiting })
+		if err == nil || ctx.Err() != nil || !v.waiting {
 			return t, err
 		}
+		began = s.startsLogin(ctx)
 	}
-	if s.startsLogin(ctx) {
-		timer := time.NewTimer(codeWait)
-		defer timer.Stop()
-		return s.await(ctx, timer.C, func(v *view) bool { return v.asking })
+	if began {
+		return s.await(ctx, codeWait, func(v *view) bool { return v.asking })
 	}
 	return s.notReady()
 }
 
 // await returns the first usable token, for as long as worth says that waiting
-// makes sense.
-func (s *Session) await(ctx context.Context, timeout <-chan time.Time, worth func(*view) bool) (*Token, error) {
+// makes sense, and no longer than most.
+func (s *Session) await(ctx context.Context, most time.Duration, worth func(*view) bool) (*Token, error) {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
 	for {
 		v := s.view.Load()
 		if v.token != nil {
@@ -195,7 +197,7 @@ func (s *Session) await(ctx context.Context, timeout <-chan time.Time, worth fun
 		}
 		select {
 		case <-v.changed:
-		case <-timeout:
+		case <-timer.C:
 			return s.notReady()
 		case <-s.done:
 			return s.notReady()
@@ -236,120 +238,8 @@ func (s *Session) Demand() {
 // startsLogin lets the owner act on this caller's demand and reports whether
 // it has just begun a login because of it.
 func (s *Session) startsLogin(ctx context.Context) (started bool) {
+	ctx, cancel := context.WithTimeout(ctx, codeWait) // an owner that is held up holds up nobody else
+	defer cancel()
 	_ = s.do(ctx, func() { s.demanded = true; started = s.step(time.Now()) })
 	return started
-}
-
-// Login asks for a new code whatever went before, and returns when it is out.
-// A code that is out already is kept. While a token is usable it stays so until
-// the new login has been approved.
-func (s *Session) Login(ctx context.Context) (Status, error) {
-	reply := make(chan error, 1)
-	err := s.do(ctx, func() {
-		if s.rec.pending != nil {
-			reply <- nil
-			return
-		}
-		s.login.replies = append(s.login.replies, reply)
-		s.startLogin()
-	})
-	if err == nil {
-		select {
-		case err = <-reply:
-		case <-ctx.Done():
-			err = ctx.Err()
-		case <-s.done:
-			err = ErrClosed
-		}
-	}
-	return s.Status(), err
-}
-
-// Refresh trades the refresh token now and returns when that is done.
-func (s *Session) Refresh(ctx context.Context) (Status, error) {
-	reply := make(chan error, 1)
-	err := s.do(ctx, func() {
-		switch {
-		case !s.loaded:
-			reply <- errors.New("the stored login is still being read; try again in a moment")
-		case s.rec.refresh.IsZero():
-			reply <- errors.New("there is no refresh token; log in first, with the scope that grants one (offline_access at many servers)")
-		default:
-			s.refresh.replies = append(s.refresh.replies, reply)
-			s.startRefresh()
-		}
-	})
-	if err == nil {
-		select {
-		case err = <-reply:
-		case <-ctx.Done():
-			err = ctx.Err()
-		case <-s.done:
-			err = ErrClosed
-		}
-	}
-	return s.Status(), err
-}
-
-// Replace is for a caller whose token the API has refused (401). It returns
-// another token if there is one by now, or after one refresh; nil if there is
-// none to be had. A session refreshes for this reason at most once in 30 s.
-func (s *Session) Replace(ctx context.Context, rejected *Token) *Token {
-	if t := s.Current(); t != nil && !t.value.Equal(rejected.value) {
-		return t
-	}
-	reply := make(chan error, 1)
-	err := s.do(ctx, func() {
-		if !s.refreshForced(rejected) {
-			reply <- nil
-			return
-		}
-		s.refresh.replies = append(s.refresh.replies, reply)
-	})
-	if err != nil {
-		return nil
-	}
-	timer := time.NewTimer(s.client.Load().RefreshWait)
-	defer timer.Stop()
-	select {
-	case <-reply:
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-s.done:
-	}
-	if t := s.Current(); t != nil && !t.value.Equal(rejected.value) {
-		return t
-	}
-	return nil
-}
-
-// Logout forgets the login and asks the server to revoke it (RFC 7009). The
-// login is forgotten even if revocation fails; the error is then about that.
-func (s *Session) Logout(ctx context.Context) error {
-	reply := make(chan error, 1)
-	if err := s.do(ctx, func() { s.forget(reply) }); err != nil {
-		return err
-	}
-	select {
-	case err := <-reply:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.done:
-		return ErrClosed
-	}
-}
-
-// do runs f on the owner's goroutine and waits until it has run.
-func (s *Session) do(ctx context.Context, f func()) error {
-	ran := make(chan struct{})
-	select {
-	case s.inbox <- func() { defer close(ran); f() }:
-		<-ran
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.done:
-		return ErrClosed
-	}
 }

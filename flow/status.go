@@ -85,6 +85,17 @@ func (a *Account) Label() string {
 	return ""
 }
 
+// completedBy fills in what an earlier answer told of the same account: an
+// id_token that comes with a refresh often names the subject only.
+func (a *Account) completedBy(old *Account) *Account {
+	if old == nil || a.Subject != old.Subject {
+		return a
+	}
+	b := *a
+	b.Issuer, b.Name, b.Email = firstOf(a.Issuer, old.Issuer), firstOf(a.Name, old.Name), firstOf(a.Email, old.Email)
+	return &b
+}
+
 // TokenInfo describes the usable access token. ExpiresAt is nil when the server
 // gave no lifetime and there is nothing to refresh with.
 type TokenInfo struct {

@@ -29,7 +29,7 @@ type Store interface {
 // value is ready to use.
 type MemoryStore struct {
 	mu     sync.Mutex
-	values map[string][]byte
+	values map[string]Secret // records reveal tokens
 }
 
 // Load implements [Store].
@@ -40,7 +40,7 @@ func (m *MemoryStore) Load(_ context.Context, key string) ([]byte, error) {
 	if !ok {
 		return nil, ErrNotFound
 	}
-	return append([]byte(nil), v...), nil
+	return []byte(v.Reveal()), nil
 }
 
 // Save implements [Store].
@@ -48,9 +48,9 @@ func (m *MemoryStore) Save(_ context.Context, key string, value []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.values == nil {
-		m.values = make(map[string][]byte)
+		m.values = make(map[string]Secret)
 	}
-	m.values[key] = append([]byte(nil), value...)
+	m.values[key] = NewSecret(string(value))
 	return nil
 }
 

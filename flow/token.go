@@ -13,6 +13,9 @@ import (
 // it is refreshed within the hour, and served on until the API refuses it.
 const assumedLifetime = time.Hour
 
+// minRefreshGap keeps tokens of a millisecond from becoming a storm.
+const minRefreshGap = time.Second / 2
+
 // Token is a usable access token. It is immutable.
 type Token struct {
 	value  Secret
@@ -57,10 +60,11 @@ func (g *grant) lifetime() (d time.Duration, known bool) {
 // grant reads a token response (RFC 6749 §5.1, §5.2). A response with an access
 // token is never given up over a detail of another member.
 func (a *answer) grant(op string) (*grant, error) {
-	if code, _ := a.fields.errorCode(a.status); code != "" || a.status != http.StatusOK || !a.ok {
+	f := a.fields
+	ok := a.ok && a.status >= 200 && a.status < 300
+	if code, _ := f.errorCode(a.status); !ok || code != "" && f.text("access_token") == "" {
 		return nil, a.failure(op)
 	}
-	f := a.fields
 	g := &grant{
 		access:  NewSecret(f.text("access_token")),
 		refresh: NewSecret(f.text("refresh_token")),
@@ -84,6 +88,8 @@ func (a *answer) grant(op string) (*grant, error) {
 		g.account = accountFrom(jwtClaims(id), "")
 	}
 	switch typ := f.text("token_type"); {
+	case g.access.IsZero() && g.refresh.IsZero():
+		return nil, unusable("the answer has neither a token nor an error")
 	case g.access.IsZero():
 		return g, unusable("the answer has no access_token")
 	case !bearerSyntax(g.access.Reveal()):
@@ -169,5 +175,5 @@ func accountFrom(f fields, issuer string) *Account {
 // waits for a refresh and a fleet does not refresh in step.
 func refreshTime(at time.Time, lifetime time.Duration) time.Time {
 	share := 0.70 + 0.15*rand.Float64()
-	return at.Add(time.Duration(float64(lifetime) * share))
+	return at.Add(max(time.Duration(float64(lifetime)*share), minRefreshGap))
 }

@@ -46,8 +46,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	out, kept := authorized(req, token)
 	resp, err := base.RoundTrip(out)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	resp.Request = req // whoever reads it there finds no token
+	if resp.StatusCode != http.StatusUnauthorized {
+		return resp, nil
 	}
 	body, ok := kept.replay()
 	if !ok {
@@ -62,13 +66,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	_, _ = io.CopyN(io.Discard, resp.Body, maxDiscard)
 	resp.Body.Close()
 	again, _ := authorized(req, better)
-	again.Body, again.Trailer = body, out.Trailer
+	again.Body, again.Trailer = body, out.Trailer // both are read by now
 	resp, err = base.RoundTrip(again)
+	status := 0
+	if err == nil {
+		resp.Request = req
+		status = resp.StatusCode
+	}
 	if t.Replayed != nil {
-		status := 0
-		if err == nil {
-			status = resp.StatusCode
-		}
 		t.Replayed(status)
 	}
 	return resp, err
@@ -88,17 +93,21 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 	}
 	token.SetHeader(out.Header)
 
-	kept := &keptBody{inner: req.Body, length: req.ContentLength, whole: true}
-	if req.Body == nil || req.Body == http.NoBody {
-		return out, kept
-	}
-	out.Body = kept
-	out.GetBody = nil
 	if req.Trailer != nil {
-		kept.source, kept.trailer = req, make(http.Header, len(req.Trailer))
-		copyTrailer(kept.trailer, req.Trailer)
-		out.Trailer = kept.trailer
+		out.Trailer = make(http.Header, len(req.Trailer))
+		copyTrailer(out.Trailer, req.Trailer)
 	}
+	if req.Body == nil || req.Body == http.NoBody {
+		return out, nil
+	}
+	kept := &keptBody{inner: req.Body, length: req.ContentLength, whole: true}
+	if kept.length == 0 {
+		kept.length = -1 // of a request with a body, this means unknown
+	}
+	if req.Trailer != nil {
+		kept.source, kept.trailer = req, out.Trailer
+	}
+	out.Body, out.GetBody = kept, nil
 	return out, kept
 }
 
@@ -160,10 +169,11 @@ func (b *keptBody) Read(p []byte) (int, error) {
 
 func (b *keptBody) Close() error { return b.inner.Close() }
 
-// replay is a second copy of the body, if the whole of it has been read and kept.
+// replay is a second copy of the body, if the whole of it has been read and
+// kept; nil stands for a request without one.
 func (b *keptBody) replay() (io.ReadCloser, bool) {
-	if b.inner == nil || b.inner == http.NoBody {
-		return b.inner, true
+	if b == nil {
+		return http.NoBody, true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -176,14 +186,5 @@ func (b *keptBody) replay() (io.ReadCloser, bool) {
 func closeBody(req *http.Request) {
 	if req.Body != nil {
 		_ = req.Body.Close() // as every RoundTripper must
-	}
-}
-
-// Reject tells the session that the API refused a token, for a caller that
-// cannot wait for a better one. See [Session.Replace].
-func (s *Session) Reject(rejected *Token) {
-	select {
-	case s.rejected <- rejected:
-	default:
 	}
 }

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"math"
 	"net/http"
@@ -73,17 +74,27 @@ func decodeObject(b []byte) (map[string]any, error) {
 	return m, nil
 }
 
-// normalize keeps the standard's own spelling when two spellings collide.
+// normalize keeps the standard's own spelling, lower case with underscores,
+// when several collide, and otherwise the one that sorts last.
 func normalize(m map[string]any) fields {
 	f := make(fields, len(m))
+	from := make(map[string]string, len(m))
 	for k, v := range m {
 		n := fieldName(k)
-		if _, taken := f[n]; taken && !strings.Contains(k, "_") {
+		if other, taken := from[n]; taken && spelling(other, k) > 0 {
 			continue
 		}
-		f[n] = v
+		f[n], from[n] = v, k
 	}
 	return f
+}
+
+// spelling compares two spellings of a name; the better one is greater.
+func spelling(a, b string) int {
+	if lower := cmp.Compare(strings.ToLower(a), a) - cmp.Compare(strings.ToLower(b), b); lower != 0 {
+		return -lower
+	}
+	return cmp.Or(cmp.Compare(strings.Count(a, "_"), strings.Count(b, "_")), cmp.Compare(a, b))
 }
 
 // nullBareWords replaces NaN, Infinity, undefined and the like, outside of

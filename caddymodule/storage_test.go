@@ -1,0 +1,75 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/caddyserver/certmagic"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+func TestStoreKeepsItsContractOverFiles(t *testing.T) {
+	dir := t.TempDir()
+	store, ctx := newStore(&certmagic.FileStorage{Path: dir}), t.Context()
+
+	if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrNotFound) {
+		t.Errorf("Load of nothing: %v", err)
+	}
+	if err := store.Delete(ctx, "a.json"); err != nil {
+		t.Errorf("Delete of nothing: %v", err)
+	}
+	for _, want := range []string{"one", "another"} {
+		if err := store.Save(ctx, "a.json", []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := store.Load(ctx, "a.json"); err != nil || !bytes.Equal(got, []byte(want)) {
+			t.Errorf("Load: %q %v, want %q", got, err, want)
+		}
+	}
+
+	// S72 of the scorecard: nobody else may read it.
+	for path, want := range map[string]fs.FileMode{"device_flow": 0o700, "device_flow/a.json": 0o600} {
+		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v %v, want %v", path, info, err, want)
+		}
+	}
+
+	if err := store.Delete(ctx, "a.json"); err != nil {
+		t.Error(err)
+	}
+	if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrNotFound) {
+		t.Errorf("Load of what was deleted: %v", err)
+	}
+}
+
+// failingStorage fails in every way but one: it says that a key is not there.
+type failingStorage struct {
+	certmagic.Storage
+	err error
+}
+
+func (f failingStorage) Store(context.Context, string, []byte) error  { return f.err }
+func (f failingStorage) Load(context.Context, string) ([]byte, error) { return nil, f.err }
+func (f failingStorage) Delete(context.Context, string) error         { return f.err }
+
+func TestStorePassesFailuresOn(t *testing.T) {
+	if err := newStore(failingStorage{err: fs.ErrNotExist}).Delete(t.Context(), "a"); err != nil {
+		t.Errorf("Delete of nothing: %v", err)
+	}
+	broken := errors.New("it is broken")
+	store := newStore(failingStorage{err: broken})
+	_, load := store.Load(t.Context(), "a")
+	for name, err := range map[string]error{
+		"Load": load, "Save": store.Save(t.Context(), "a", nil), "Delete": store.Delete(t.Context(), "a"),
+	} {
+		if !errors.Is(err, broken) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package flow_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+func TestStoreThatComesLateCostsNoLogin(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		stored := w.store.record()
+		w.store.setFault(failing("load"))
+		w.forgetEvents()
+		s, _ := w.run()
+		for range 8 {
+			if _, err := s.Token(w.Context()); err == nil {
+				w.Fatal("a token out of nothing")
+			}
+			w.sleep(time.Second)
+		}
+		w.wantState(s, flow.StateUnavailable)
+		w.wantError(s, flow.CodeStorageFailed, flow.ActionRetry)
+		w.wantCount(flowtest.Device, 1) // that of the login before
+		w.store.setFault(nil)
+		w.sleep(10 * time.Second)
+		w.wantState(s, flow.StateAuthorized)
+		w.wantError(s, "", "")
+		w.wantToken(s)
+		if w.store.record() != stored {
+			w.Fatal("the stored login was overwritten")
+		}
+		w.wantEvents("store_failed", "store_healed", "unavailable>authorized")
+	})
+}
+
+func TestStoreThatCannotBeReadDoesNotPreventALogin(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		stored := w.store.record()
+		w.store.setFault(failing("load"))
+		s, stop := w.run()
+		w.sleep(11 * time.Second)
+		s.Demand()
+		w.sleep(0)
+		w.wantState(s, flow.StatePending)
+		w.as.ApproveAll()
+		w.sleep(5 * time.Second)
+		w.wantState(s, flow.StateDegraded)
+		w.wantToken(s)
+		if w.store.record() != stored {
+			w.Fatal("a login that could not be read was overwritten")
+		}
+		w.store.setFault(nil)
+		w.sleep(time.Minute)
+		w.wantState(s, flow.StateAuthorized)
+		aside := ""
+		for key, v := range w.store.all() {
+			if strings.HasSuffix(key, ".refused") {
+				aside = v
+			}
+		}
+		if aside != stored {
+			w.Fatal("the old login was not put aside")
+		}
+		token := w.wantToken(s)
+		stop()
+		s, _ = w.run()
+		if !w.wantToken(s).Value().Equal(token.Value()) {
+			w.Fatal("the new login was not saved")
+		}
+	})
+}
+
+func TestStoreThatHangsOnLoadHoldsNobodyUpForEver(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		release := make(chan struct{})
+		w.store.setFault(holding("load", release))
+		s, _ := w.run()
+		w.wantState(s, flow.StateUnavailable)
+		begin := time.Now()
+		if _, err := s.Token(w.Context()); err == nil || time.Since(begin) != 5*time.Second {
+			w.Fatalf("%v after %v", err, time.Since(begin))
+		}
+		w.sleep(6 * time.Second)
+		w.wantError(s, flow.CodeStorageFailed, flow.ActionRetry)
+		begin = time.Now()
+		if _, err := s.Token(w.Context()); err == nil || time.Since(begin) > 2*time.Second {
+			w.Fatalf("%v after %v", err, time.Since(begin))
+		}
+		close(release)
+		w.sleep(time.Second)
+		w.wantState(s, flow.StateAuthorized)
+		w.wantToken(s)
+	})
+}
+
+func TestCommandsWaitForTheStoredLogin(t *testing.T) {
+	for name, command := range map[string]func(w *world, s *flow.Session) error{
+		"login": func(w *world, s *flow.Session) error {
+			st, err := s.Login(w.Context())
+			if err == nil && st.State != flow.StateAuthorized {
+				w.Errorf("status %s", asJSON(st))
+			}
+			return err
+		},
+		"refresh": func(w *world, s *flow.Session) error { _, err := s.Refresh(w.Context()); return err },
+		"logout":  func(w *world, s *flow.Session) error { return s.Logout(w.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{}, func(w *world) {
+				_, stop := w.loggedIn()
+				stop()
+				release := make(chan struct{})
+				w.store.setFault(holding("load", release))
+				s, _ := w.run()
+				done := make(chan error, 1)
+				go func() { done <- command(w, s) }()
+				w.sleep(time.Second)
+				if len(done) != 0 {
+					w.Fatal("done before anything was known of the login")
+				}
+				close(release)
+				w.sleep(time.Second)
+				if err := <-done; err != nil {
+					w.Fatal(err)
+				}
+				if name == "logout" {
+					w.wantState(s, flow.StateLoginRequired)
+					if st := w.as.Stats(); st.Revocations != 1 || w.store.record() != "" {
+						w.Fatalf("the stored login was not ended: %+v", st)
+					}
+					return
+				}
+				w.wantToken(s)
+			})
+		})
+	}
+}
+
+func TestRecordsThatCannotBeUsedArePutAside(t *testing.T) {
+	for name, spoil := range map[string]func(stored string) string{
+		"truncated":      func(s string) string { return s[:len(s)/2] },
+		"empty":          func(string) string { return "" },
+		"{}":             func(string) string { return "{}" },
+		"zeros":          func(string) string { return strings.Repeat("\x00", 500) },
+		"newer":          func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
+		"another client": func(s string) string { return strings.Replace(s, `"fingerprint":"`, `"fingerprint":"0`, 1) },
+		"not a record":   func(string) string { return `["a","b"]` },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{}, func(w *world) {
+				_, stop := w.loggedIn()
+				stop()
+				spoiled := ""
+				for key, v := range w.store.all() {
+					spoiled = spoil(v)
+					if err := w.store.Save(context.Background(), key, []byte(spoiled)); err != nil {
+						w.Fatal(err)
+					}
+				}
+				s, _ := w.run()
+				w.wantState(s, flow.StateLoginRequired)
+				w.wantError(s, flow.CodeStorageFailed, flow.ActionReauthorize)
+				w.login(s)
+				w.wantError(s, "", "")
+				found := false
+				for key, v := range w.store.all() {
+					found = found || strings.HasSuffix(key, ".refused") && v == spoiled
+				}
+				if !found {
+					w.Fatal("the record was not put aside")
+				}
+			})
+		})
+	}
+}
+
+func TestDamagedAccessTokenInARecordCostsNoLogin(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, stop := w.loggedIn()
+		token := s.Current().Value().Reveal()
+		stop()
+		for key, v := range w.store.all() {
+			if err := w.store.Save(context.Background(), key, []byte(strings.Replace(v, token, "a b", 1))); err != nil {
+				w.Fatal(err)
+			}
+		}
+		s, _ = w.run()
+		w.wantToken(s)
+		w.wantCount(flowtest.Refresh, 1)
+	})
+}
+
+func TestEndBeforeTheStoreAnswersWritesNothing(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		stored, writes := w.store.record(), w.store.count("save")+w.store.count("delete")
+		release := make(chan struct{})
+		w.store.setFault(holding("load", release))
+		s, stop := w.run()
+		go func() { _, _ = s.Login(context.Background()) }()
+		s.Demand()
+		synctest.Wait()
+		go func() {
+			time.Sleep(time.Second)
+			close(release)
+		}()
+		stop()
+		w.sleep(2 * time.Second)
+		if w.store.record() != stored || w.store.count("save")+w.store.count("delete") != writes {
+			w.Fatal("the stored login was touched")
+		}
+		if n := w.as.Count(flowtest.Device); n != 1 {
+			w.Fatal("a login began at the end")
+		}
+	})
+}

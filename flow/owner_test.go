@@ -1,0 +1,191 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// owned is a session in the hands of the test, with a server that never answers.
+func owned(t *testing.T) *Session {
+	t.Helper()
+	s, err := New(Config{
+		Endpoints: Endpoints{DeviceAuthorization: "https://as.example/device", Token: "https://as.example/token"},
+		ClientID:  "c",
+		HTTP: answers(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	s.jobCtx, s.loaded = ctx, true
+	t.Cleanup(func() {
+		cancel()
+		close(s.done)
+		synctest.Wait()
+	})
+	return s
+}
+
+// TestNothingIsDueRightAfterAStep would otherwise mean an owner that spins. The
+// states are random, with times on both sides of now, as clock steps make them.
+func TestNothingIsDueRightAfterAStep(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for range 5000 {
+		synctest.Test(t, func(t *testing.T) {
+			s := owned(t)
+			now := time.Now()
+			maybe := func() bool { return rnd.IntN(2) == 0 }
+			moment := func() time.Time {
+				at := now.Add(time.Duration(rnd.IntN(7)-3) * time.Hour / time.Duration(1+rnd.IntN(5000)))
+				if maybe() {
+					at = at.Round(0) // as from the store
+				}
+				return at
+			}
+			r := s.rec
+			if maybe() {
+				r.refresh = NewSecret("refresh")
+			}
+			if maybe() {
+				r.access = NewSecret("access")
+				if maybe() {
+					r.expiry = moment().Round(0)
+				}
+				if maybe() {
+					s.token = newToken(r.access, r.expiry)
+				}
+			}
+			if maybe() {
+				r.pending = &pendingLogin{code: NewSecret("code"), interval: time.Second, nextPoll: moment(),
+					info: LoginInfo{UserCode: "A", ExpiresAt: moment().Round(0)}}
+			}
+			s.loaded = r.worthSaving() || maybe() // before, there is nothing
+			s.save.unread, s.save.dirty, s.save.running = maybe(), maybe(), maybe()
+			s.save.began, s.save.next, s.save.patience = moment(), moment(), moment()
+			if maybe() {
+				s.save.held, s.save.heldUntil = func() {}, moment()
+			}
+			s.refresh.next, s.refresh.running = moment(), maybe()
+			s.login.polling, s.login.asking, s.login.held, s.login.next = maybe(), maybe(), maybe(), moment()
+			s.demanded = maybe()
+			s.publish()
+			s.step(now)
+			if s.untilDue(now) <= 0 {
+				s.step(now) // what the first step made due
+			}
+			if d := s.untilDue(now); d <= 0 || d > wallClock {
+				t.Fatalf("due again in %v after a step: %+v, pending %+v, %+v, %+v", d, s.owner, r.pending, s.save, s.refresh)
+			}
+		})
+	}
+}
+
+// Wall clocks step, monotonic ones do not. To move what is remembered is to move
+// the clock the other way.
+func TestClockSteps(t *testing.T) {
+	login := func(s *Session) {
+		now := time.Now()
+		s.rec.access, s.rec.refresh = NewSecret("access"), NewSecret("refresh")
+		s.rec.obtained, s.rec.expiry = now.Round(0), now.Round(0).Add(time.Hour)
+		s.rec.refreshAt = now.Round(0).Add(45 * time.Minute)
+		s.refresh.next = s.rec.refreshAt
+		s.useAdopted()
+	}
+	shift := func(s *Session, d time.Duration) {
+		s.rec.expiry, s.rec.refreshAt = s.rec.expiry.Add(-d), s.rec.refreshAt.Add(-d)
+		s.refresh.next = s.rec.refreshAt
+		s.useAdopted()
+		if p := s.rec.pending; p != nil {
+			p.info.ExpiresAt = p.info.ExpiresAt.Add(-d)
+		}
+	}
+	t.Run("an hour forward, as after a sleep", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := owned(t)
+			login(s)
+			shift(s, 50*time.Minute)
+			s.step(time.Now())
+			if s.token == nil || !s.refresh.running {
+				t.Fatal("no refresh, or no token meanwhile")
+			}
+			s.refresh.running = false
+			shift(s, 20*time.Minute)
+			s.publish()
+			s.step(time.Now())
+			if v := s.view.Load(); v.token != nil || !v.waiting || !s.refresh.running {
+				t.Fatal("a lapsed token is in use, or nobody knows of the refresh")
+			}
+		})
+	})
+	t.Run("back by an hour", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := owned(t)
+			login(s)
+			shift(s, -time.Hour)
+			s.step(time.Now())
+			if s.token == nil || s.refresh.running {
+				t.Fatal("the token was given up, or refreshed early")
+			}
+		})
+	})
+	t.Run("the code's end follows the wall clock", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := owned(t)
+			s.codeReceived(&deviceCode{code: NewSecret("x"), interval: time.Second, login: LoginInfo{
+				UserCode: "A", ExpiresAt: time.Now().Round(0).Add(time.Minute)}}, nil)
+			shift(s, -time.Hour)
+			s.rec.pending.nextPoll = time.Now().Add(time.Hour)
+			time.Sleep(2 * time.Minute)
+			if d := s.untilDue(time.Now()); d <= 0 {
+				t.Fatal("the owner spins")
+			}
+		})
+	})
+}
+
+func TestBackoffGrowsToItsCapAndVaries(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		for n, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 6: 30 * time.Second, 1000000: 30 * time.Second} {
+			d := backoff(n, time.Second, 30*time.Second)
+			if d > want || d < want*9/10 {
+				t.Fatalf("backoff %d is %v, want about %v", n, d, want)
+			}
+			seen[d] = true
+		}
+	}
+	if len(seen) < 100 {
+		t.Errorf("%d different pauses of 500: instances would stay in step", len(seen))
+	}
+}
+
+func TestDiscoveryErrorThatHelpsMost(t *testing.T) {
+	e := func(kind Kind, status int) *Error { return &Error{Kind: kind, Status: status, Err: errors.New("x")} }
+	wrong, outage, forbidden, absent := e(KindConfiguration, 200), e(KindTemporary, 503), e(KindDoubtful, 403), e(KindDoubtful, 404)
+	for _, tc := range []struct {
+		problems []*Error
+		want     *Error // nil: the one for nothing there
+	}{
+		{[]*Error{absent, wrong}, wrong},
+		{[]*Error{outage, wrong}, wrong},
+		{[]*Error{absent, outage}, outage},
+		{[]*Error{forbidden, outage}, outage},
+		{[]*Error{absent, forbidden}, forbidden},
+		{[]*Error{absent, absent}, nil},
+	} {
+		got := asError("", discoveryError(tc.problems))
+		if tc.want != nil && got != tc.want || tc.want == nil && (got.Kind != KindConfiguration || got.Description == "") {
+			t.Errorf("%+v: got %+v", tc.problems, got)
+		}
+	}
+}

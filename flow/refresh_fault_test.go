@@ -1,0 +1,245 @@
+package flow_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+func TestOutageWithinTheLifetimeIsNotFelt(t *testing.T) {
+	for name, fault := range map[string]flowtest.Response{
+		"dropped":  {Drop: true},
+		"hanging":  {Hang: true},
+		"503":      {Status: 503},
+		"429":      flowtest.ErrorResponse(429, "invalid_grant"),
+		"HTML 200": {Body: "<html>welcome</html>"},
+		"HTML 400": {Status: 400, Body: "<html>no</html>"},
+		"HTML 404": {Status: 404, Body: "<html>no</html>"},
+		"204":      {Status: 204},
+		"empty":    {Status: 200},
+		"301":      {Status: 301, Header: http.Header{"Location": {"https://evil.example/"}}},
+		"doubtful": flowtest.ErrorResponse(400, "invalid_request"),
+		"no name":  flowtest.ErrorResponse(400, "the server is restarting, please wait"),
+		"denied":   flowtest.ErrorResponse(403, "access_denied"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{}, func(w *world) {
+				s, _ := w.loggedIn()
+				token := w.wantToken(s)
+				w.sleep(30 * time.Minute)
+				w.as.ScriptAlways(flowtest.Refresh, fault)
+				w.sleep(time.Until(token.Expiry()) - time.Minute)
+				if s.Current() != token {
+					w.Fatal("a usable token was withheld")
+				}
+				if st := s.Status(); st.State != flow.StateDegraded && st.State != flow.StateMisconfigured || st.Error == nil || !st.Token.Refreshable {
+					w.Fatalf("status %s", asJSON(st))
+				}
+				if n := w.as.Count(flowtest.Refresh); n < 2 || n > 60 {
+					w.Fatalf("%d attempts in an outage of a quarter of an hour", n)
+				}
+				w.as.Unscript(flowtest.Refresh)
+				w.sleep(time.Minute)
+				w.wantState(s, flow.StateAuthorized)
+				w.wantError(s, "", "")
+				w.wantToken(s)
+				w.wantCount(flowtest.Device, 1)
+			})
+		})
+	}
+}
+
+func TestOutagePastExpiryHealsWithinOneBackOffStep(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		token := w.wantToken(s)
+		w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Drop: true})
+		w.sleep(time.Until(token.Expiry()))
+		for range 600 {
+			if _, err := s.Token(w.Context()); err == nil {
+				w.Fatal("a lapsed token was handed out")
+			}
+			w.sleep(time.Second)
+		}
+		w.wantState(s, flow.StateUnavailable)
+		w.wantError(s, flow.CodeUnreachable, flow.ActionRetry)
+		w.wantCount(flowtest.Device, 1) // nobody is asked to log in again
+		w.as.Unscript(flowtest.Refresh)
+		w.sleep(30 * time.Second)
+		w.wantState(s, flow.StateAuthorized)
+		w.wantToken(s)
+	})
+}
+
+func TestRetryAfterIsHonouredWithinBounds(t *testing.T) {
+	for _, tc := range []struct {
+		value       string
+		least, most time.Duration // until the second attempt
+	}{
+		{"7", 7 * time.Second, 7 * time.Second},
+		{"DATE", 9 * time.Second, 10 * time.Second},
+		{"0", 900 * time.Millisecond, time.Second},
+		{"-1", 900 * time.Millisecond, time.Second},
+		{"soon", 900 * time.Millisecond, time.Second},
+		{"1000000000", time.Hour, time.Hour},
+		{"99999999999999999999999", time.Hour, time.Hour},
+	} {
+		for _, status := range []int{429, 503} {
+			t.Run(fmt.Sprint(status, " ", tc.value), func(t *testing.T) {
+				bubble(t, flowtest.Config{AccessTokenLifetime: 24 * time.Hour}, func(w *world) {
+					s, _ := w.loggedIn()
+					value := tc.value
+					if value == "DATE" {
+						value = time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)
+					}
+					w.as.Script(flowtest.Refresh, flowtest.Response{Status: status, Header: http.Header{"Retry-After": {value}}})
+					if _, err := s.Refresh(w.Context()); err == nil {
+						w.Fatal("no error")
+					}
+					w.sleep(tc.most + time.Second)
+					if gaps := w.gaps(flowtest.Refresh); len(gaps) != 1 || gaps[0] < tc.least || gaps[0] > tc.most {
+						w.Fatalf("gaps %v, want %v to %v", gaps, tc.least, tc.most)
+					}
+					w.wantToken(s)
+				})
+			})
+		}
+	}
+}
+
+func TestRefusedClientIsNotHammered(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		token := w.wantToken(s)
+		stored := w.store.record()
+		w.as.ScriptAlways(flowtest.Refresh, flowtest.ErrorResponse(401, "invalid_client"))
+		w.sleep(time.Until(token.Expiry()) - time.Second)
+		w.wantState(s, flow.StateMisconfigured)
+		w.wantError(s, "invalid_client", flow.ActionFixConfiguration)
+		w.wantToken(s) // served while it lasts
+		w.sleep(4 * time.Hour)
+		w.wantState(s, flow.StateMisconfigured)
+		for range 60 {
+			s.Reject(token) // not even when callers insist
+			w.sleep(time.Second)
+		}
+		for _, gap := range w.gaps(flowtest.Refresh) {
+			if gap < time.Minute {
+				w.Fatalf("an attempt after %v, want a minute at least", gap)
+			}
+		}
+		if w.store.record() != stored {
+			w.Fatal("the stored login was touched")
+		}
+		w.as.Unscript(flowtest.Refresh)
+		if err := s.SetConfig(w.cfg); err != nil { // the secret has been put right
+			w.Fatal(err)
+		}
+		w.sleep(0)
+		w.wantState(s, flow.StateAuthorized)
+		w.wantToken(s)
+		w.wantCount(flowtest.Device, 1)
+	})
+}
+
+func TestDeadRefreshTokenAsksForALogin(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		token := w.wantToken(s)
+		w.as.RevokeAll()
+		w.forgetEvents()
+		w.sleep(time.Until(token.Expiry()) - time.Nanosecond)
+		w.wantState(s, flow.StateDegraded)
+		w.wantError(s, "invalid_grant", flow.ActionReauthorize)
+		w.wantToken(s)
+		w.wantCount(flowtest.Refresh, 1)
+		w.wantCount(flowtest.Device, 1) // while the token lasts, nobody needs to hurry
+		w.sleep(time.Nanosecond)
+		w.wantState(s, flow.StateLoginRequired)
+		w.wantError(s, "invalid_grant", flow.ActionReauthorize)
+		if st := s.Status(); st.Account != nil || w.store.record() != "" {
+			w.Fatal("the dead login is still there")
+		}
+		if _, err := s.Token(w.Context()); err == nil || !strings.Contains(err.Error(), "pending") {
+			w.Fatalf("a caller gets %v, want a code", err)
+		}
+		w.wantEvents("authorized>degraded", "refresh_failed", "degraded>login_required", "login_required>pending", "login_pending")
+		w.as.ApproveAll()
+		w.sleep(5 * time.Second)
+		w.wantState(s, flow.StateAuthorized)
+		w.wantError(s, "", "")
+	})
+}
+
+func TestLoginAfterADeadOneShowsItsOwnTrouble(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		w.as.RevokeAll()
+		w.as.ExpireAccessTokens()
+		if _, err := s.Refresh(w.Context()); err == nil {
+			w.Fatal("no error")
+		}
+		w.sleep(time.Hour)
+		w.wantState(s, flow.StateLoginRequired)
+		w.as.Script(flowtest.Device, flowtest.ErrorResponse(401, "invalid_client"))
+		s.Demand()
+		w.sleep(0)
+		w.wantState(s, flow.StateMisconfigured)
+		w.wantError(s, "invalid_client", flow.ActionFixConfiguration)
+	})
+}
+
+func TestDoubtfulRefusalsEndALoginOnlyWithItsToken(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		token := w.wantToken(s)
+		w.as.ScriptAlways(flowtest.Refresh, flowtest.ErrorResponse(400, "invalid_request"))
+		w.sleep(time.Until(token.Expiry()) - time.Second)
+		if n := w.as.Count(flowtest.Refresh); n < 5 || n > 30 {
+			w.Fatalf("%d attempts", n)
+		}
+		w.wantToken(s)
+		stored := w.store.record()
+		w.sleep(2 * time.Second)
+		w.wantState(s, flow.StateLoginRequired)
+		w.wantError(s, "invalid_request", flow.ActionReauthorize)
+		for key, v := range w.store.all() {
+			if !strings.HasSuffix(key, ".refused") || v != stored {
+				w.Fatalf("in the store is %s, want the old login put aside", key)
+			}
+		}
+		if len(w.store.all()) != 1 {
+			w.Fatal("the old login was not put aside")
+		}
+		n := w.as.Count(flowtest.Refresh)
+		w.sleep(time.Hour)
+		w.wantCount(flowtest.Refresh, n)
+	})
+}
+
+func TestSlowServerDoesNotDisturbCalls(t *testing.T) {
+	for _, latency := range []time.Duration{5 * time.Second, 29 * time.Second, 31 * time.Second} {
+		t.Run(latency.String(), func(t *testing.T) {
+			bubble(t, flowtest.Config{AccessTokenLifetime: 10 * time.Minute}, func(w *world) {
+				s, _ := w.loggedIn()
+				w.as.Script(flowtest.Refresh, flowtest.Response{Pass: true, Delay: latency})
+				for range 900 {
+					begin := time.Now()
+					w.wantToken(s)
+					if time.Since(begin) != 0 {
+						w.Fatal("a call waited")
+					}
+					time.Sleep(time.Second)
+				}
+				if st := w.as.Stats(); st.Reuses != 0 || st.Logins != 1 {
+					w.Fatalf("%+v", st)
+				}
+			})
+		})
+	}
+}
