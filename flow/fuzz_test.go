@@ -185,6 +185,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(bytes.Replace(b, []byte(`"at"`), []byte(`"a t"`), 1))
 	f.Add(bytes.Replace(b, []byte(`:1,`), []byte(`:2,`), 1))
 	f.Add(bytes.Replace(b, []byte(`1000000000`), []byte(`0`), 1))
+	f.Add(bytes.Replace(b, []byte(`"interval_ns":1000000000`), []byte(`"interval_ns":0`), 1))
 	f.Add(b[:len(b)/2])
 	for _, s := range seeds {
 		f.Add([]byte(s))
@@ -204,7 +205,7 @@ func FuzzRecord(f *testing.F) {
 		if !r.access.IsZero() && !bearerSyntax(r.access.Reveal()) {
 			t.Error("an access token that cannot be used")
 		}
-		if p := r.pending; p != nil && (p.interval < minInterval || p.interval > maxCodeLifetime) {
+		if p := r.pending; p != nil && (p.interval < minInterval || p.interval > maxCodeLifetime || s.Pending.Interval <= 0 && p.interval != defaultInterval) {
 			t.Errorf("interval %v", p.interval)
 		}
 		again, err := r.encode()

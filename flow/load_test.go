@@ -226,3 +226,49 @@ func TestEndBeforeTheStoreAnswersWritesNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestEndNeverOverwritesALoginThatCouldNotBeRead(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		stored := w.store.record()
+		w.store.setFault(failing("load"))
+		s, stop := w.run()
+		w.sleep(11 * time.Second)
+		if _, err := s.Login(w.Context()); err != nil {
+			w.Fatal(err)
+		}
+		w.as.ApproveAll()
+		w.sleep(5 * time.Second)
+		w.wantToken(s)
+		stop()
+		if w.store.record() != stored {
+			w.Fatal("it was overwritten")
+		}
+	})
+}
+
+func TestCallersWaitForATokenThatIsBeingSaved(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		w.sleep(2 * time.Hour)
+		release := make(chan struct{})
+		w.store.setFault(holding("save", release))
+		s, _ := w.run() // refreshes at once
+		w.wantState(s, flow.StateUnavailable)
+		w.wantCount(flowtest.Refresh, 1)
+		if _, err := s.Login(w.Context()); err != nil { // makes a new view
+			w.Fatal(err)
+		}
+		go func() {
+			time.Sleep(time.Second)
+			close(release)
+		}()
+		begin := time.Now()
+		w.wantToken(s)
+		if time.Since(begin) != time.Second {
+			w.Fatalf("waited %v", time.Since(begin))
+		}
+	})
+}

@@ -56,10 +56,13 @@ func TestShutdownIsBounded(t *testing.T) {
 		_, _ = s.Refresh(w.Context())
 		go func() { _, _ = s.Refresh(context.Background()) }()
 		w.sleep(time.Second)
-		begin := time.Now()
+		begin, saves := time.Now(), w.store.count("save")
 		stop()
 		if took := time.Since(begin); took > 4900*time.Millisecond {
 			w.Fatalf("the end took %v", took)
+		}
+		if w.store.count("save") != saves {
+			w.Fatal("a second save began beside one that hangs, and may be overtaken by it")
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -198,4 +199,25 @@ func TestForbiddenIsNoReasonToRefresh(t *testing.T) {
 		w.wantCount(flowtest.Refresh, 0)
 		w.wantCount(flowtest.API, 1)
 	})
+}
+
+func TestBodyMayStillBeReadWhenTheAnswerComes(t *testing.T) {
+	_, s := loggedInForReal(t)
+	var reading sync.WaitGroup
+	rt := &flow.Transport{Session: s, Base: roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Body == nil || r.Body == http.NoBody {
+			return &http.Response{StatusCode: 200, Body: http.NoBody}, nil
+		}
+		reading.Go(func() {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_ = r.Body.Close()
+		})
+		return &http.Response{StatusCode: 401, Body: http.NoBody}, nil
+	})}
+	for range 100 {
+		req := request(t, http.MethodPost, "https://api.example", chunked{strings.NewReader(strings.Repeat("x", 100))})
+		req.Trailer = http.Header{"X-Sum": {"42"}}
+		do(t, rt, req)
+	}
+	reading.Wait()
 }

@@ -208,6 +208,9 @@ func TestDeviceResponsesAsServersSendThem(t *testing.T) {
 		if d.code.Reveal() != "dc" || d.login.UserCode != "MaRX-1" || d.login.VerificationURI != "https://as.example/d" || d.login.VerificationURIComplete != "" {
 			t.Errorf("%s: %+v", name, d.login)
 		}
+		if d.login.ExpiresAt != d.login.ExpiresAt.Round(0) {
+			t.Errorf("%s: the code's end is on the monotonic clock, which a sleep stops", name)
+		}
 		if d.interval != tc.interval || life < tc.life || life > tc.life+time.Minute {
 			t.Errorf("%s: interval %v, lifetime %v", name, d.interval, life)
 		}
