@@ -13,7 +13,7 @@ func readySession(tb testing.TB) *Session {
 		tb.Fatal(err)
 	}
 	v := *s.view.Load()
-	v.token = newToken(NewSecret("an-access-token-of-some-length-as-servers-issue-them"), time.Now().Add(time.Hour))
+	v.token = newToken(NewSecret("an-access-token-of-some-length-as-servers-issue-them"), time.Now().Add(time.Hour), time.Now().Add(time.Hour))
 	s.view.Store(&v)
 	return s
 }

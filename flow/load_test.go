@@ -153,7 +153,6 @@ func TestRecordsThatCannotBeUsedArePutAside(t *testing.T) {
 		"empty":          func(string) string { return "" },
 		"{}":             func(string) string { return "{}" },
 		"zeros":          func(string) string { return strings.Repeat("\x00", 500) },
-		"newer":          func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
 		"another client": func(s string) string { return strings.Replace(s, `"fingerprint":"`, `"fingerprint":"0`, 1) },
 		"not a record":   func(string) string { return `["a","b"]` },
 	} {
@@ -269,6 +268,37 @@ func TestCallersWaitForATokenThatIsBeingSaved(t *testing.T) {
 		w.wantToken(s)
 		if time.Since(begin) != time.Second {
 			w.Fatalf("waited %v", time.Since(begin))
+		}
+	})
+}
+
+func TestRecordOfANewerReleaseIsLeftAlone(t *testing.T) {
+	bubble(t, flowtest.Config{AccessTokenLifetime: time.Minute}, func(w *world) {
+		_, stop := w.loggedIn()
+		stop()
+		var key, newer string
+		for k, v := range w.store.all() {
+			key, newer = k, strings.Replace(v, `"version":1`, `"version":2`, 1)
+		}
+		if err := w.store.Save(context.Background(), key, []byte(newer)); err != nil {
+			w.Fatal(err)
+		}
+		s, stop := w.run()
+		w.wantState(s, flow.StateLoginRequired)
+		w.wantError(s, flow.CodeStorageFailed, flow.ActionReauthorize)
+		st, err := s.Login(w.Context())
+		if err != nil {
+			w.Fatal(err)
+		}
+		if err := w.as.Approve(st.Login.UserCode); err != nil {
+			w.Fatal(err)
+		}
+		w.sleep(10 * time.Minute)
+		w.wantState(s, flow.StateDegraded)
+		w.wantToken(s)
+		stop()
+		if all := w.store.all(); len(all) != 1 || all[key] != newer {
+			w.Fatal("the record of the newer release was touched")
 		}
 	})
 }

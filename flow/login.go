@@ -15,6 +15,7 @@ const (
 	pollRetryMax     = time.Minute
 	expiredGapMin    = 10 * time.Second // after a code that nobody used, doubled each time
 	expiredGapMax    = time.Hour
+	loginLockWait    = 3 * time.Second
 )
 
 // errOvertaken answers those who waited for something that a newer login or a
@@ -31,6 +32,7 @@ type loginState struct {
 	unused   int       // codes in a row that nobody approved
 	next     time.Time // no device request on demand before this
 	err      *StatusError
+	ended    Secret // the code that ended last; a late writer may bring it back
 	replies  []chan error
 }
 
@@ -58,19 +60,35 @@ func (s *Session) startLogin() {
 	}
 	s.login.asking, s.login.held = true, false
 	s.publish()
-	c, epoch := s.client.Load(), s.epoch
+	c, epoch, generation, ended := s.client.Load(), s.epoch, s.rec.generation, s.login.ended
+	wall := s.wall(time.Now())
 	s.job(func(ctx context.Context) func() {
+		// Another instance may have a code out, or be about to: one is enough.
+		unlock := c.lock(ctx, "login", loginLockWait)
+		if b, r := c.elsewhere(ctx, generation, ended, wall); r != nil {
+			unlock()
+			return func() {
+				s.login.asking = false
+				s.found(b, r, nil)
+				s.publish()
+				s.login.reply(nil)
+			}
+		}
 		d, err := c.authorize(ctx)
 		return func() {
 			s.login.asking = false
+			s.save.unlock = append(s.save.unlock, unlock) // once the code is in the store
 			if epoch != s.epoch {
 				if len(s.login.replies) > 0 {
 					s.startLogin() // of somebody who came after the logout
 				}
 				s.publish()
-				return
+			} else {
+				s.codeReceived(d, err)
 			}
-			s.codeReceived(d, err)
+			if !s.save.dirty && !s.save.running {
+				s.unlock() // there was nothing to store
+			}
 		}
 	})
 }
@@ -93,11 +111,12 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 		return
 	}
 	s.login.failures, s.login.err = 0, nil
+	s.rec.failed, s.rec.held = nil, false
 	s.rec.pending = &pendingLogin{
-		code: d.code, info: d.login, interval: d.interval,
+		code: d.code, info: d.login, interval: d.interval, poller: s.id,
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
-	s.changed()
+	s.beat(s.rec.pending, now)
 	s.publish()
 	s.observe(Event{Kind: EventLoginPending})
 	s.login.reply(nil)
@@ -107,8 +126,17 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 // some servers revoke the tokens of a code that is used twice.
 func (s *Session) startPoll() {
 	s.login.polling = true
-	c, epoch, p := s.client.Load(), s.epoch, s.rec.pending
+	c, epoch, p, generation := s.client.Load(), s.epoch, s.rec.pending, s.rec.generation
+	code, beat := p.code, p.beat
 	s.job(func(ctx context.Context) func() {
+		if b, r := c.overtaken(ctx, generation, code, s.id, beat); r != nil {
+			return func() {
+				s.login.polling = false
+				if epoch == s.epoch {
+					s.found(b, r, nil)
+				}
+			}
+		}
 		begin := time.Now()
 		g, err := c.poll(ctx, p.code)
 		took := time.Since(begin)
@@ -171,7 +199,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 	s.release() // a refresh that waits for the store belongs to the login before
 	before := s.rec
 	s.epoch++
-	s.login = loginState{asking: s.login.asking, replies: s.login.replies}
+	s.login = loginState{asking: s.login.asking, replies: s.login.replies, ended: before.pendingCode()}
 	s.rec = &record{fingerprint: before.fingerprint, generation: before.generation, loginAt: time.Now().Round(0)}
 	s.rec.account = g.account
 	if len(g.scope) == 0 {
@@ -179,7 +207,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		g.scope = s.client.Load().Scope
 	}
 	if err != nil {
-		g.access, g.expiry, s.token = Secret{}, time.Time{}, nil
+		g.access, g.lifetime, s.token = Secret{}, 0, nil
 	}
 	s.adopt(g)
 	s.refresh.running = false // of the login before; its result is dropped by the epoch
@@ -205,6 +233,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 // loginFailed ends a pending login. Except for a code that ran out, only a
 // person starts the next one.
 func (s *Session) loginFailed(e *Error) {
+	s.login.ended = s.rec.pendingCode()
 	s.rec.pending = nil
 	s.login.held = e.Kind != KindExpired
 	if e.Kind == KindExpired {
@@ -215,6 +244,7 @@ func (s *Session) loginFailed(e *Error) {
 	if s.login.err.Action == ActionRetry {
 		s.login.err.Action = ActionReauthorize // nobody tries this code again
 	}
+	s.rec.failed, s.rec.held = s.login.err, s.login.held
 	s.changed()
 	s.publish()
 	s.observe(Event{Kind: EventLoginFailed, Err: e})
@@ -247,16 +277,17 @@ func (s *Session) forget(reply chan error) {
 	if token.IsZero() {
 		token, hint = s.rec.access, "access_token"
 	}
-	was := s.rec.loggedIn()
+	was, ended := s.rec.loggedIn(), s.rec.pendingCode()
 	s.epoch++
 	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + 1}
 	s.token = nil
 	s.login.reply(errOvertaken)
-	s.login = loginState{asking: s.login.asking, polling: s.login.polling}
+	s.login = loginState{asking: s.login.asking, polling: s.login.polling, ended: ended}
 	s.refresh.reply(errOvertaken)
 	s.refresh = refreshState{}
 	s.save.held = nil     // nobody shall hear of it any more
-	s.save.unread = false // whatever is stored goes
+	s.save.outrank = s.save.unread // whatever is stored goes
+	s.save.unread = false
 	s.changed()
 	s.publish()
 	if was {

@@ -54,6 +54,7 @@ func (s *Session) Run(ctx context.Context) {
 			if s.jobs > 0 && !abandoned && (!s.lastTried || s.save.running) {
 				continue
 			}
+			s.leavePending()
 			if s.lastSave() {
 				t := time.NewTimer(lastSaveTimeout + abandonAfter)
 				defer t.Stop()
@@ -74,28 +75,12 @@ func (s *Session) step(now time.Time) (began bool) {
 	if !s.loaded || s.closing {
 		return false
 	}
-	wall := now.Round(0)
-	lapsed := s.token != nil && !s.token.expiry.IsZero() && !wall.Before(s.token.expiry)
-	if lapsed {
-		s.token = nil
-		if s.rec.refresh.IsZero() {
-			s.rec.access = Secret{} // nothing is left of this login
-			s.changed()
-		}
-	}
+	lapsed := s.stepToken(now)
 	s.stepRefresh(now)
 	if lapsed {
 		s.publish() // now that there is a refresh to wait for, if it was due
 	}
-	if p := s.rec.pending; p != nil && !s.login.polling {
-		switch {
-		case !wall.Before(p.info.ExpiresAt):
-			// RFC 8628 §3.5, and the local clock: some servers say pending for ever.
-			s.loginFailed(&Error{Kind: KindExpired, Op: opPoll, Code: "expired_token"})
-		case !now.Before(p.nextPoll):
-			s.startPoll()
-		}
-	}
+	s.stepPending(now)
 	wanted := s.demanded || s.client.Load().Login == LoginEager
 	s.demanded = false
 	if !wanted || s.token != nil || s.rec.loggedIn() || s.rec.pending != nil || s.login.asking || !s.login.allowed(now) ||
@@ -104,6 +89,15 @@ func (s *Session) step(now time.Time) (began bool) {
 	}
 	s.startLogin()
 	return true
+}
+
+// wall is now by the wall clock.
+func (s *Session) wall(now time.Time) time.Time { return now.Round(0).Add(s.skew) }
+
+// due reports whether t has come, by either clock: a machine that slept has
+// missed it by the monotonic one, a clock that was put back by the other.
+func (s *Session) due(now, t time.Time) bool {
+	return !now.Before(t) || !s.wall(now).Before(t.Round(0))
 }
 
 // untilDue is when step has to look again at the latest.
@@ -115,11 +109,17 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 		}
 	}
 	if p := s.rec.pending; p != nil && !s.login.polling {
-		sooner(p.nextPoll)
-		sooner(p.info.ExpiresAt)
+		if p.poller == s.id {
+			sooner(p.nextPoll)
+			sooner(p.nextBeat)
+		}
+		sooner(p.info.ExpiresAt.Add(-s.skew))
 	}
 	if s.token != nil {
-		sooner(s.token.expiry)
+		sooner(s.token.lapses)
+	}
+	if s.mayLook() && !now.Before(s.save.next) {
+		sooner(s.save.nextLook)
 	}
 	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() {
 		sooner(s.refresh.next)
@@ -173,7 +173,7 @@ func (s *Session) observe(e Event) {
 
 // snapshot builds the status from what the owner knows.
 func (s *Session) snapshot() Status {
-	st := Status{Session: s.name}
+	st := Status{Session: s.client.Load().Name}
 	if s.rec.loggedIn() {
 		st.Account = s.rec.account
 	}

@@ -62,7 +62,8 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 					r.expiry = moment().Round(0)
 				}
 				if maybe() {
-					s.token = newToken(r.access, r.expiry)
+					s.lapses = moment()
+					s.token = newToken(r.access, r.expiry, s.lapses)
 				}
 			}
 			if maybe() {
@@ -94,36 +95,43 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 // the clock the other way.
 func TestClockSteps(t *testing.T) {
 	login := func(s *Session) {
-		now := time.Now()
-		s.rec.access, s.rec.refresh = NewSecret("access"), NewSecret("refresh")
-		s.rec.obtained, s.rec.expiry = now.Round(0), now.Round(0).Add(time.Hour)
-		s.rec.refreshAt = now.Round(0).Add(45 * time.Minute)
-		s.refresh.next = s.rec.refreshAt
+		s.adopt(&grant{access: NewSecret("access"), refresh: NewSecret("refresh"), lifetime: time.Hour})
 		s.useAdopted()
-	}
-	shift := func(s *Session, d time.Duration) {
-		s.rec.expiry, s.rec.refreshAt = s.rec.expiry.Add(-d), s.rec.refreshAt.Add(-d)
-		s.refresh.next = s.rec.refreshAt
-		s.useAdopted()
-		if p := s.rec.pending; p != nil {
-			p.info.ExpiresAt = p.info.ExpiresAt.Add(-d)
-		}
 	}
 	t.Run("an hour forward, as after a sleep", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := owned(t)
 			login(s)
-			shift(s, 50*time.Minute)
+			s.skew = 55 * time.Minute
 			s.step(time.Now())
 			if s.token == nil || !s.refresh.running {
 				t.Fatal("no refresh, or no token meanwhile")
 			}
 			s.refresh.running = false
-			shift(s, 20*time.Minute)
-			s.publish()
+			s.skew = 65 * time.Minute
 			s.step(time.Now())
 			if v := s.view.Load(); v.token != nil || !v.waiting || !s.refresh.running {
 				t.Fatal("a lapsed token is in use, or nobody knows of the refresh")
+			}
+		})
+	})
+	t.Run("a token that only the wall clock speaks against is used if there is no other", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := owned(t)
+			login(s)
+			s.skew = 50 * 365 * 24 * time.Hour
+			s.step(time.Now())
+			if s.token != nil || !s.refresh.running {
+				t.Fatal("the clock was not heeded")
+			}
+			s.refreshed(nil, &Error{Kind: KindTemporary, Op: opRefresh, Code: CodeUnreachable}, 0)
+			if s.token == nil {
+				t.Fatal("the token was given up though it may be good")
+			}
+			time.Sleep(time.Hour)
+			s.step(time.Now())
+			if s.token != nil {
+				t.Fatal("a lapsed token is in use")
 			}
 		})
 	})
@@ -131,10 +139,15 @@ func TestClockSteps(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := owned(t)
 			login(s)
-			shift(s, -time.Hour)
+			s.skew = -time.Hour
 			s.step(time.Now())
 			if s.token == nil || s.refresh.running {
 				t.Fatal("the token was given up, or refreshed early")
+			}
+			time.Sleep(52 * time.Minute)
+			s.step(time.Now())
+			if s.token == nil || !s.refresh.running {
+				t.Fatal("the refresh was put off with the clock")
 			}
 		})
 	})
@@ -143,8 +156,9 @@ func TestClockSteps(t *testing.T) {
 			s := owned(t)
 			s.codeReceived(&deviceCode{code: NewSecret("x"), interval: time.Second, login: LoginInfo{
 				UserCode: "A", ExpiresAt: time.Now().Round(0).Add(time.Minute)}}, nil)
-			shift(s, -time.Hour)
+			s.skew = -time.Hour
 			s.rec.pending.nextPoll = time.Now().Add(time.Hour)
+			s.rec.pending.nextBeat = s.rec.pending.nextPoll
 			time.Sleep(2 * time.Minute)
 			if d := s.untilDue(time.Now()); d <= 0 {
 				t.Fatal("the owner spins")

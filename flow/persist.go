@@ -14,6 +14,8 @@ const (
 	saveRetryMax    = 30 * time.Second
 	loadPatience    = 10 * time.Second // no login is asked of anybody while the store may just be slow to come
 	lastSaveTimeout = time.Second
+	lookEvery       = 2 * time.Second // for what other instances did, and more often for short-lived tokens
+	lookAtLeast     = 200 * time.Millisecond
 	asideSuffix     = ".refused" // of the key of a record that is put aside
 )
 
@@ -25,6 +27,8 @@ type saveState struct {
 	unread   bool      // the store has not been read; nothing is written before
 	patience time.Time // until then a login may yet be found in the store
 	dirty    bool      // the record has changed since the last save began
+	frozen   bool      // a newer release's record is there: nothing is written
+	outrank  bool      // what the store holds, unseen, is over: a logout came first
 	failures int
 	next     time.Time
 	err      *StatusError
@@ -32,6 +36,12 @@ type saveState struct {
 	// a rotated refresh token is on disk before anybody hears of its access token.
 	held      func()
 	heldUntil time.Time
+	// unlock gives locks back once what they guarded is in the store.
+	unlock []func()
+
+	seen     Secret    // what was last read or written
+	looked   time.Time // when the store was last known to hold seen
+	nextLook time.Time
 }
 
 // stepSave reads or saves if there is something to do and the store had its pause.
@@ -49,9 +59,16 @@ func (s *Session) stepSave(now time.Time) {
 	case s.closing || now.Before(s.save.next):
 	case s.save.unread:
 		s.load()
-	case s.save.dirty:
+	case s.save.dirty && !s.save.frozen:
 		s.write(s.jobCtx)
+	case s.mayLook() && !now.Before(s.save.nextLook):
+		s.look()
 	}
+}
+
+// mayLook reports whether the owner is free to take over what others did.
+func (s *Session) mayLook() bool {
+	return s.loaded && !s.save.running && !s.save.unread && s.save.held == nil && !s.refresh.running && !s.login.polling && !s.login.asking
 }
 
 // call runs work, a call of the store, beside the owner, and then done.
@@ -74,29 +91,42 @@ func (s *Session) call(ctx context.Context, timeout time.Duration, work func(ctx
 func (s *Session) load() {
 	c, epoch, superseded := s.client.Load(), s.epoch, s.rec.loggedIn()
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
-		key := c.storageKey()
-		b, err := c.Store.Load(ctx, key)
-		var r *record
-		switch {
-		case err == nil:
-			if r, err = decodeRecord(b, c.Fingerprint()); err != nil || superseded {
-				if aside := c.Store.Save(ctx, key+asideSuffix, b); aside != nil {
-					err = fmt.Errorf("putting the stored login aside: %w", aside)
-				}
-			}
-		case errors.Is(err, ErrNotFound):
-			err = nil
+		b, r, err := c.read(ctx)
+		if b != nil && (errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) || superseded) {
+			err = c.putAside(ctx, b, err)
 		}
 		return func() {
 			if epoch == s.epoch { // else: read again, or not at all after a logout
-				s.loadedRecord(r, err)
+				s.loadedRecord(b, r, err)
 			}
 		}
 	})
 }
 
+// read fetches and decodes the record. Without one, all results are nil.
+func (c *client) read(ctx context.Context) ([]byte, *record, error) {
+	b, err := c.Store.Load(ctx, c.storageKey())
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := decodeRecord(b, c.Fingerprint())
+	return b, r, err
+}
+
+// putAside keeps a copy of a record that is about to be overwritten; cause is
+// why it cannot be used, if that is the reason.
+func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
+	if err := c.Store.Save(ctx, c.storageKey()+asideSuffix, b); err != nil {
+		return fmt.Errorf("putting the stored login aside: %w", err)
+	}
+	return cause
+}
+
 // loadedRecord begins the session's life with what was stored.
-func (s *Session) loadedRecord(r *record, err error) {
+func (s *Session) loadedRecord(b []byte, r *record, err error) {
 	if err != nil {
 		s.storeFailed(fmt.Errorf("reading: %w", err))
 		if !errors.Is(err, ErrRecord) {
@@ -104,36 +134,28 @@ func (s *Session) loadedRecord(r *record, err error) {
 			s.release()
 			return // the login may be there all the same: try again
 		}
+		s.save.frozen = errors.Is(err, errNewer)
 		s.save.err.Action, s.save.err.RetryAt = ActionReauthorize, nil
 	} else if s.save.err != nil {
 		s.storeWorks()
 	}
 	s.save.unread, s.save.next = false, time.Time{}
-	if r != nil && !s.rec.loggedIn() && (r.loggedIn() || s.rec.pending == nil) {
-		s.adoptRecord(r)
+	s.remember(b)
+	if r != nil && !s.rec.loggedIn() && (r.worthSaving() || s.rec.pending == nil) {
+		s.adoptRecord(r, false)
 	}
 	s.ready()
 }
 
-func (s *Session) adoptRecord(r *record) {
+// remember notes what the store holds.
+func (s *Session) remember(b []byte) {
+	seen := NewSecret(string(b))
 	now := time.Now()
-	if p := r.pending; p != nil {
-		if now.Round(0).Before(p.info.ExpiresAt) {
-			p.nextPoll = now.Add(p.interval)
-		} else {
-			r.pending = nil
-		}
+	every := lookEvery
+	if l := s.rec.lifetime(); l > 0 {
+		every = min(every, max(l/10, lookAtLeast))
 	}
-	s.rec = r
-	s.refresh.next = r.refreshAt
-	s.useAdopted()
-	switch {
-	case s.token != nil:
-	case !r.refresh.IsZero():
-		s.startRefresh()
-	default:
-		r.access = Secret{} // lapsed, and nothing to renew it with
-	}
+	s.save.seen, s.save.looked, s.save.nextLook = seen, now, now.Add(every)
 }
 
 // ready lets those go on who wait for the stored login.
@@ -155,43 +177,57 @@ func (s *Session) changed() {
 
 // changedThen saves the record and then runs f; f does not wait for ever.
 func (s *Session) changedThen(f func()) {
+	if s.save.frozen {
+		s.save.dirty = true
+		f()
+		return
+	}
 	s.save.held, s.save.heldUntil = f, time.Now().Add(publishAnyway)
 	s.save.next = time.Time{} // a new secret is worth an attempt at once
 	s.changed()
 }
 
-// write saves the record, or deletes it when there is nothing to keep.
+// write saves the record, unless the store holds something that another
+// instance put there: that is looked at first.
 func (s *Session) write(ctx context.Context) {
-	c := s.client.Load()
+	c, seen := s.client.Load(), s.save.seen
 	s.save.dirty = false
-	var b []byte
-	var err error
-	if s.rec.worthSaving() {
-		b, err = s.rec.encode()
-	}
+	b, encodeErr := s.rec.encode(s.wall(time.Now()))
 	timeout := storeTimeout
 	if s.closing {
 		timeout = lastSaveTimeout
 	}
 	s.call(ctx, timeout, func(ctx context.Context) func() {
-		switch {
-		case err != nil:
-		case b == nil:
-			err = c.Store.Delete(ctx, c.storageKey())
-		default:
-			err = c.Store.Save(ctx, c.storageKey(), b)
+		if encodeErr != nil {
+			return func() { s.saved(nil, encodeErr) }
 		}
-		return func() { s.saved(err) }
+		if there, r, err := c.read(ctx); there != nil && string(there) != seen.Reveal() {
+			if errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
+				err = c.putAside(ctx, there, nil)
+			}
+			if r != nil || err != nil {
+				return func() {
+					s.save.dirty = true
+					s.found(there, r, err)
+				}
+			}
+		}
+		// A store that cannot be read may still be written.
+		err := c.Store.Save(ctx, c.storageKey(), b)
+		return func() { s.saved(b, err) }
 	})
 }
 
-func (s *Session) saved(err error) {
+func (s *Session) saved(b []byte, err error) {
 	newer := s.save.dirty // what is held may be in the next save only
 	if err != nil {
 		s.save.dirty = true
 		s.storeFailed(fmt.Errorf("saving: %w", err))
-	} else if s.save.err != nil {
-		s.storeWorks()
+	} else {
+		s.remember(b)
+		if s.save.err != nil {
+			s.storeWorks()
+		}
 	}
 	if newer && s.save.held != nil {
 		if !s.closing { // else it is the last save's
@@ -200,8 +236,24 @@ func (s *Session) saved(err error) {
 		return
 	}
 	s.release()
-	if err == nil && newer {
-		s.stepSave(time.Now())
+	if err == nil {
+		if newer {
+			s.stepSave(time.Now())
+		} else {
+			s.unlock()
+		}
+	}
+}
+
+// unlock gives back the locks on what is in the store by now.
+func (s *Session) unlock() {
+	unlock := s.save.unlock
+	s.save.unlock = nil
+	for _, f := range unlock {
+		s.job(func(context.Context) func() {
+			f()
+			return func() {}
+		})
 	}
 }
 
@@ -234,7 +286,7 @@ func (s *Session) release() {
 // lastSave begins the attempt before Run returns, if there is something to save
 // and the store is not known to hang. It reports whether it did.
 func (s *Session) lastSave() bool {
-	if !s.save.dirty || s.save.running || s.save.unread || s.lastTried {
+	if !s.save.dirty || s.save.frozen || s.save.running || s.save.unread || s.lastTried {
 		return false
 	}
 	s.lastTried = true
@@ -242,17 +294,17 @@ func (s *Session) lastSave() bool {
 	return true
 }
 
-// putAside keeps a copy of the stored login before a part of it is given up.
-func (s *Session) putAside() {
+// keepCopy puts the login aside before a part of it is given up.
+func (s *Session) keepCopy() {
 	c := s.client.Load()
-	b, err := s.rec.encode()
+	b, err := s.rec.encode(s.wall(time.Now()))
 	if err != nil {
 		return
 	}
 	s.job(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
-		_ = c.Store.Save(ctx, c.storageKey()+asideSuffix, b) // for a person to look at; nothing depends on it
+		_ = c.putAside(ctx, b, nil) // for a person to look at; nothing depends on it
 		return func() {}
 	})
 }

@@ -15,11 +15,16 @@ const recordVersion = 1
 // but not used.
 var ErrRecord = errors.New("stored login cannot be used")
 
-// record is what survives a restart: the grant and the code that is out.
+// errNewer is an ErrRecord that says: leave it to whoever wrote it.
+var errNewer = fmt.Errorf("%w: it was written by a newer release", ErrRecord)
+
+// record is what survives a restart and what instances share: the grant, or
+// that there is none any more, and the code that is out.
 type record struct {
 	// fingerprint binds the record to issuer, client, scope and audience.
 	fingerprint string
-	// generation counts the changes of the grant.
+	// generation counts the changes of the grant: logins, refreshes, logouts. Of
+	// two records the one with the higher generation is right.
 	generation uint64
 
 	access    Secret
@@ -30,24 +35,57 @@ type record struct {
 	scope     []string
 	account   *Account
 	loginAt   time.Time // when the person approved
+	saved     time.Time // by the clock of whoever did; only of a record that was read
 
 	pending *pendingLogin
+	// failed is why the last login ended without a grant; held says that only a
+	// person may start the next.
+	failed *StatusError
+	held   bool
 }
 
-// pendingLogin is a code that waits for its operator.
+// pendingLogin is a code that waits for its operator. All instances show it, one
+// polls: the poller, who proves to be alive by counting beat up.
 type pendingLogin struct {
 	code     Secret
 	info     LoginInfo
 	interval time.Duration
+	poller   string // an instance, "" for none
+	beat     uint64
+
 	nextPoll time.Time
-	failures int // polls without any answer in a row
+	nextBeat time.Time
+	heard    time.Time // when beat was last seen to change
+	failures int       // polls without any answer in a row
 }
+
+// pendingCode is the code that is out, or the zero Secret.
+func (r *record) pendingCode() Secret {
+	if r.pending == nil {
+		return Secret{}
+	}
+	return r.pending.code
+}
+
+// patience is how long a poller may be silent before another takes over.
+func (p *pendingLogin) patience() time.Duration { return 2*p.interval + 2*time.Second }
 
 // loggedIn reports whether the record holds a grant.
 func (r *record) loggedIn() bool { return !r.access.IsZero() || !r.refresh.IsZero() }
 
+// lifetime is that of the access token by the clock of whoever obtained it; 0
+// when the server did not say.
+func (r *record) lifetime() time.Duration {
+	if r.expiry.IsZero() {
+		return 0
+	}
+	return r.expiry.Sub(r.obtained)
+}
+
 // worthSaving reports whether there is anything in the record to keep.
-func (r *record) worthSaving() bool { return r.loggedIn() || r.pending != nil }
+func (r *record) worthSaving() bool {
+	return r.loggedIn() || r.generation > 0 || r.pending != nil || r.failed != nil
+}
 
 // storedRecord is the record's form in the [Store]. It reveals the secrets: who
 // can read the store has the login.
@@ -64,24 +102,30 @@ type storedRecord struct {
 	Account     *Account     `json:"account,omitempty"`
 	LoginAt     time.Time    `json:"login_at,omitzero"`
 	Pending     *storedLogin `json:"pending,omitempty"`
+	Failed      *StatusError `json:"failed,omitempty"`
+	Held        bool         `json:"held,omitempty"`
+	Saved       time.Time    `json:"saved_at,omitzero"`
 }
 
 type storedLogin struct {
 	DeviceCode string        `json:"device_code"`
 	Info       LoginInfo     `json:"login"`
 	Interval   time.Duration `json:"interval_ns"`
+	Poller     string        `json:"poller,omitempty"`
+	Beat       uint64        `json:"beat,omitempty"`
 }
 
-// encode writes r for the store.
-func (r *record) encode() ([]byte, error) {
+// encode writes r for the store, as of now.
+func (r *record) encode(now time.Time) ([]byte, error) {
 	s := storedRecord{
 		Version: recordVersion, Fingerprint: r.fingerprint, Generation: r.generation,
 		Access: r.access.Reveal(), Refresh: r.refresh.Reveal(),
 		Expiry: r.expiry.UTC(), Obtained: r.obtained.UTC(), RefreshAt: r.refreshAt.UTC(),
 		Scope: r.scope, Account: r.account, LoginAt: r.loginAt.UTC(),
+		Failed: r.failed, Held: r.held, Saved: now.UTC(),
 	}
 	if p := r.pending; p != nil {
-		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval}
+		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Poller: p.poller, Beat: p.beat}
 	}
 	return json.Marshal(s)
 }
@@ -95,7 +139,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 	}
 	switch {
 	case s.Version > recordVersion:
-		return nil, fmt.Errorf("%w: it was written by a newer release (version %d, this one reads up to %d)", ErrRecord, s.Version, recordVersion)
+		return nil, fmt.Errorf("%w (version %d, this one reads up to %d)", errNewer, s.Version, recordVersion)
 	case s.Version < 1:
 		return nil, fmt.Errorf("%w: it is damaged", ErrRecord)
 	case s.Fingerprint != fingerprint:
@@ -110,12 +154,13 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		fingerprint: s.Fingerprint, generation: s.Generation,
 		access: NewSecret(s.Access), refresh: NewSecret(s.Refresh),
 		expiry: s.Expiry, obtained: s.Obtained, refreshAt: s.RefreshAt,
-		scope: s.Scope, account: s.Account, loginAt: s.LoginAt,
+		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, saved: s.Saved,
 	}
 	if p := s.Pending; p != nil && p.DeviceCode != "" && p.Info.UserCode != "" {
 		r.pending = &pendingLogin{
 			code: NewSecret(p.DeviceCode), info: p.Info,
 			interval: max(min(p.Interval, maxCodeLifetime), minInterval),
+			poller:   p.Poller, beat: p.Beat,
 		}
 		if p.Interval <= 0 {
 			r.pending.interval = defaultInterval

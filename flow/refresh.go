@@ -1,7 +1,10 @@
 package flow
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"time"
 )
 
@@ -12,6 +15,9 @@ const (
 	refusedRetryMax = 10 * time.Minute
 	forcedGap       = 30 * time.Second // between refreshes that a 401 asks for
 	doubtfulTries   = 5                // refusals that are not clearly final, before they count as final
+	lockWaitMax     = refreshTimeout + 5*time.Second
+	lapsedLockWait  = 15 * time.Second
+	rereadAfter     = time.Second
 )
 
 // refreshState is the owner's memory of refreshes.
@@ -45,7 +51,7 @@ func (s *Session) stepRefresh(now time.Time) {
 	if s.rec.refresh.IsZero() || s.refresh.running || s.save.held != nil {
 		return
 	}
-	if !now.Before(s.refresh.next) {
+	if s.due(now, s.refresh.next) {
 		s.startRefresh()
 	}
 }
@@ -89,19 +95,73 @@ func (s *Session) startRefresh() {
 	if s.token == nil {
 		s.publish() // callers may wait for it
 	}
-	c, epoch, token := s.client.Load(), s.epoch, s.rec.refresh
+	c, epoch, token, generation := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation
+	wait := s.lockWait(time.Now())
 	s.job(func(ctx context.Context) func() {
-		begin := time.Now()
-		g, err := c.refresh(ctx, token)
-		took := time.Since(begin)
-		return func() {
-			if epoch != s.epoch {
-				s.discard(g)
-				return
+		// The generation in the name keeps an orphaned lock from standing in the
+		// way of any other refresh than the one it was taken for.
+		unlock := c.lock(ctx, fmt.Sprint("refresh-", generation), wait)
+		b, r := c.newerThan(ctx, generation)
+		var (
+			g    *grant
+			err  error
+			took time.Duration
+		)
+		if r == nil {
+			begin := time.Now()
+			g, err = c.refresh(ctx, token)
+			took = time.Since(begin)
+			if e := (*Error)(nil); errors.As(err, &e) && (e.Kind == KindReauthorize || e.Kind == KindDoubtful) {
+				// The refresh token may have been used up by another instance, whose
+				// lock was lost and whose record is on its way.
+				for i := 0; r == nil && i < 2; i++ {
+					sleep(ctx, time.Duration(i)*rereadAfter)
+					b, r = c.newerThan(ctx, generation)
+				}
 			}
-			s.refreshed(g, err, took)
+		}
+		return func() {
+			switch {
+			case epoch != s.epoch:
+				s.discard(g)
+				unlock()
+			case r != nil:
+				unlock()
+				s.refresh.running = false
+				s.found(b, r, nil)
+				s.refresh.reply(nil)
+			default:
+				s.save.unlock = append(s.save.unlock, unlock) // once the result is in the store
+				s.refreshed(g, err, took)
+				if !s.save.dirty && !s.save.running {
+					s.unlock() // there was nothing to store
+				}
+			}
 		}
 	})
+}
+
+// lockWait is how long to wait for the lock: as long as the token in use leaves
+// time for an exchange afterwards, and without one long enough for a store to
+// notice that a lock has been orphaned.
+func (s *Session) lockWait(now time.Time) time.Duration {
+	if s.token == nil {
+		return lapsedLockWait
+	}
+	if s.token.expiry.IsZero() {
+		return lockWaitMax
+	}
+	return min(max(s.token.lapses.Sub(now)*7/10, lookAtLeast), lockWaitMax)
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // refreshed takes the answer to a refresh.
@@ -135,7 +195,11 @@ func (s *Session) refreshed(g *grant, err error, took time.Duration) {
 func (s *Session) adopt(g *grant) {
 	r := s.rec
 	r.generation++
-	r.access, r.expiry, r.obtained = g.access, g.expiry, g.at
+	now := time.Now()
+	r.access, r.obtained, r.expiry, s.lapses = g.access, s.wall(now), time.Time{}, time.Time{}
+	if g.lifetime > 0 {
+		r.expiry, s.lapses = r.obtained.Add(g.lifetime), now.Add(g.lifetime)
+	}
 	if !g.refresh.IsZero() {
 		r.refresh = g.refresh // else: the old one goes on (RFC 6749 §6)
 	}
@@ -145,18 +209,51 @@ func (s *Session) adopt(g *grant) {
 	if g.account != nil {
 		r.account = g.account.completedBy(r.account)
 	}
-	lifetime, _ := g.lifetime()
-	r.refreshAt = refreshTime(g.at, lifetime)
-	s.refresh.next = r.refreshAt
+	ahead := refreshAhead(cmp.Or(g.lifetime, assumedLifetime))
+	r.refreshAt = r.obtained.Add(ahead)
+	s.refresh.next = now.Add(ahead)
 }
 
 // useAdopted makes the record's access token the one in use, if it is alive.
 func (s *Session) useAdopted() {
-	s.token = nil
-	r := s.rec
-	if bearerSyntax(r.access.Reveal()) && (r.expiry.IsZero() || time.Now().Round(0).Before(r.expiry)) {
-		s.token = newToken(r.access, r.expiry)
+	s.token, s.doubted = nil, nil
+	r, now := s.rec, time.Now()
+	if bearerSyntax(r.access.Reveal()) && (r.expiry.IsZero() || s.wall(now).Before(r.expiry) && now.Before(s.lapses)) {
+		s.token = newToken(r.access, r.expiry, s.lapses)
 	}
+}
+
+// stepToken takes the token out of use when it lapses. If only the wall clock
+// says so, the machine has slept or its clock was put right: then a refresh
+// tells, and if there is none to be had, the token is used again.
+func (s *Session) stepToken(now time.Time) (changed bool) {
+	t := s.token
+	if t == nil || t.expiry.IsZero() {
+		return false
+	}
+	gone := !now.Before(t.lapses)
+	if !gone && s.wall(now).Before(t.expiry) {
+		return false
+	}
+	s.token = nil
+	switch {
+	case s.rec.refresh.IsZero():
+		s.rec.access = Secret{} // nothing is left of this login
+		s.changed()
+	case !gone:
+		s.doubted = t
+		s.refresh.next = now
+	}
+	return true
+}
+
+// trust puts a token back in use that nothing but the wall clock spoke against.
+func (s *Session) trust(now time.Time) {
+	if t := s.doubted; t != nil && now.Before(t.lapses) {
+		s.rec.expiry = s.wall(now).Add(t.lapses.Sub(now))
+		s.token = newToken(t.value, s.rec.expiry, t.lapses)
+	}
+	s.doubted = nil
 }
 
 // refreshFailed decides what a failed refresh means. The token in use is kept
@@ -169,7 +266,7 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		switch {
 		case s.refresh.doubtful < doubtfulTries:
 		case s.token == nil:
-			s.putAside()
+			s.keepCopy()
 			kind = KindReauthorize
 		default:
 			kind = KindConfiguration // as rarely: there is time until the token lapses
@@ -193,19 +290,20 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 	default:
 		// Short-lived tokens need a shorter first pause.
 		first := refreshRetryMin
-		if l := s.rec.expiry.Sub(s.rec.obtained); l > 0 {
+		if l := s.rec.lifetime(); l > 0 {
 			first = min(first, max(l/20, minInterval))
 		}
 		wait = backoff(s.refresh.failures, first, refreshRetryMax)
 	}
 	now := time.Now()
+	s.trust(now)
 	if s.token != nil && !s.token.expiry.IsZero() {
 		// However long the pause: another attempt before calls begin to fail.
 		least := refreshRetryMin
 		if e.Kind == KindConfiguration {
 			least = refusedRetryMin
 		}
-		wait = min(wait, max(s.token.expiry.Sub(now), least))
+		wait = min(wait, max(s.token.lapses.Sub(now), least))
 	}
 	s.refresh.next = now.Add(max(wait, e.RetryAfter))
 	s.refresh.err = statusError(e, s.refresh.next)

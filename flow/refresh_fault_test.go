@@ -204,16 +204,14 @@ func TestDoubtfulRefusalsEndALoginOnlyWithItsToken(t *testing.T) {
 			w.Fatalf("%d attempts", n)
 		}
 		w.wantToken(s)
-		stored := w.store.record()
 		w.sleep(2 * time.Second)
 		w.wantState(s, flow.StateLoginRequired)
 		w.wantError(s, "invalid_request", flow.ActionReauthorize)
+		aside := false
 		for key, v := range w.store.all() {
-			if !strings.HasSuffix(key, ".refused") || v != stored {
-				w.Fatalf("in the store is %s, want the old login put aside", key)
-			}
+			aside = aside || strings.HasSuffix(key, ".refused") && strings.Contains(v, token.Value().Reveal())
 		}
-		if len(w.store.all()) != 1 {
+		if !aside || w.store.record() != "" {
 			w.Fatal("the old login was not put aside")
 		}
 		n := w.as.Count(flowtest.Refresh)

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -37,7 +38,7 @@ type view struct {
 // Session is one login. Make it with [New], keep it going with [Session.Run];
 // all other methods may be called from any goroutine at any time.
 type Session struct {
-	name   string
+	id     string // of this instance, among those that share a store
 	view   atomic.Pointer[view]
 	client atomic.Pointer[client]
 
@@ -68,6 +69,13 @@ type owner struct {
 	refresh  refreshState
 	save     saveState
 
+	// lapses is the end of rec's access token by the monotonic clock.
+	lapses time.Time
+	// doubted is a token that lapsed by the wall clock only.
+	doubted *Token
+	// skew shifts the wall clock, in tests.
+	skew time.Duration
+
 	state State
 	since time.Time
 }
@@ -79,7 +87,7 @@ func New(cfg Config) (*Session, error) {
 	}
 	cfg = cfg.withDefaults()
 	s := &Session{
-		name:     cfg.Name,
+		id:       rand.Text(),
 		inbox:    make(chan func()),
 		wake:     make(chan struct{}, 1),
 		swap:     make(chan struct{}, 1),
@@ -107,7 +115,7 @@ func (s *Session) SetConfig(cfg Config) error {
 	cfg = cfg.withDefaults()
 	old := s.client.Load()
 	if cfg.Fingerprint() != old.Fingerprint() {
-		return fmt.Errorf("session %s: the new configuration describes another login", s.name)
+		return fmt.Errorf("session %s: the new configuration describes another login", cfg.Name)
 	}
 	s.client.Store(&client{Config: cfg, discovered: old.discovered})
 	select {

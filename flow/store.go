@@ -15,14 +15,25 @@ var ErrNotFound = fs.ErrNotExist
 //
 //   - Save either replaces the value whole or leaves the old one; when it has
 //     returned nil, the value survives a crash of the process.
-//   - Load returns what the last Save stored, or an error that is [ErrNotFound].
-//   - Delete of a key that is not there is no error.
+//   - Load returns what the last Save stored, by whichever instance, or an error
+//     that is [ErrNotFound]. It may be a few seconds behind.
 //
-// A session calls nothing of it before [Session.Run].
+// A session calls nothing of it before [Session.Run]. Sessions of several
+// processes may share a store; see [Locker].
 type Store interface {
 	Load(ctx context.Context, key string) ([]byte, error)
 	Save(ctx context.Context, key string, value []byte) error
-	Delete(ctx context.Context, key string) error
+}
+
+// Locker is what a [Store] that several instances share should have, too. Lock
+// waits until nobody else holds the name, or until ctx ends, and returns the
+// function that gives it back.
+//
+// A lock is a courtesy that spares exchanges with the server: it may fail, hang,
+// be orphaned, or do nothing. Whoever got one loads again before acting, and
+// whoever did not get one in time acts without.
+type Locker interface {
+	Lock(ctx context.Context, name string) (unlock func(), err error)
 }
 
 // MemoryStore is a [Store] that forgets everything with the process. The zero
@@ -30,6 +41,7 @@ type Store interface {
 type MemoryStore struct {
 	mu     sync.Mutex
 	values map[string]Secret // records reveal tokens
+	locks  map[string]chan struct{}
 }
 
 // Load implements [Store].
@@ -54,12 +66,35 @@ func (m *MemoryStore) Save(_ context.Context, key string, value []byte) error {
 	return nil
 }
 
-// Delete implements [Store].
-func (m *MemoryStore) Delete(_ context.Context, key string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.values, key)
-	return nil
+// Lock implements [Locker].
+func (m *MemoryStore) Lock(ctx context.Context, name string) (func(), error) {
+	for {
+		m.mu.Lock()
+		held, taken := m.locks[name]
+		if !taken {
+			if m.locks == nil {
+				m.locks = make(map[string]chan struct{})
+			}
+			mine := make(chan struct{})
+			m.locks[name] = mine
+			m.mu.Unlock()
+			return func() {
+				m.mu.Lock()
+				delete(m.locks, name)
+				m.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
-var _ Store = (*MemoryStore)(nil)
+var (
+	_ Store  = (*MemoryStore)(nil)
+	_ Locker = (*MemoryStore)(nil)
+)

@@ -20,11 +20,12 @@ const minRefreshGap = time.Second / 2
 type Token struct {
 	value  Secret
 	header Secret    // "Bearer …", built once so that a request builds nothing
-	expiry time.Time // zero: unknown
+	expiry time.Time // by the wall clock; zero: unknown
+	lapses time.Time // the same moment by the monotonic clock, which a corrected clock does not move
 }
 
-func newToken(value Secret, expiry time.Time) *Token {
-	return &Token{value: value, header: NewSecret("Bearer " + value.Reveal()), expiry: expiry}
+func newToken(value Secret, expiry, lapses time.Time) *Token {
+	return &Token{value: value, header: NewSecret("Bearer " + value.Reveal()), expiry: expiry, lapses: lapses}
 }
 
 // Value is the access token.
@@ -42,19 +43,10 @@ func (t *Token) SetHeader(h http.Header) { h["Authorization"] = []string{t.heade
 type grant struct {
 	access  Secret
 	refresh Secret // empty: none was sent
-	expiry  time.Time
-	scope   []string
-	account *Account
-	at      time.Time // receipt
-}
-
-// lifetime is how long the access token lasts from its receipt; known is false
-// when it is our assumption.
-func (g *grant) lifetime() (d time.Duration, known bool) {
-	if g.expiry.IsZero() {
-		return assumedLifetime, false
-	}
-	return g.expiry.Sub(g.at), true
+	// lifetime of the access token from its receipt; 0: unknown.
+	lifetime time.Duration
+	scope    []string
+	account  *Account
 }
 
 // grant reads a token response (RFC 6749 §5.1, §5.2). A response with an access
@@ -69,7 +61,6 @@ func (a *answer) grant(op string) (*grant, error) {
 		access:  NewSecret(f.text("access_token")),
 		refresh: NewSecret(f.text("refresh_token")),
 		scope:   f.list("scope"),
-		at:      a.at.Round(0),
 	}
 	unusable := func(description string) error {
 		// The refresh token may be good all the same: whoever gets this error
@@ -77,12 +68,12 @@ func (a *answer) grant(op string) (*grant, error) {
 		return &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: a.status, Description: description}
 	}
 	if d, ok := f.seconds(maxTokenLifetime, "expires_in", "expire_in"); ok {
-		g.expiry = g.at.Add(d)
+		g.lifetime = d
 	}
-	if d, ok := jwtRemaining(g.access.Reveal(), a.header, g.at); ok && (g.expiry.IsZero() || g.at.Add(d).Before(g.expiry)) {
+	if d, ok := jwtRemaining(g.access.Reveal(), a.header, a.at); ok && (g.lifetime == 0 || d < g.lifetime) {
 		// The server says how long the token lives from its making, which may
 		// have been a while before this poll.
-		g.expiry = g.at.Add(d)
+		g.lifetime = d
 	}
 	if id := f.text("id_token"); id != "" {
 		g.account = accountFrom(jwtClaims(id), "")
@@ -171,9 +162,9 @@ func accountFrom(f fields, issuer string) *Account {
 	return &a
 }
 
-// refreshTime picks a moment at 70 to 85 % of the lifetime, so that no request
+// refreshAhead picks a moment at 70 to 85 % of the lifetime, so that no request
 // waits for a refresh and a fleet does not refresh in step.
-func refreshTime(at time.Time, lifetime time.Duration) time.Time {
+func refreshAhead(lifetime time.Duration) time.Duration {
 	share := 0.70 + 0.15*rand.Float64()
-	return at.Add(max(time.Duration(float64(lifetime)*share), minRefreshGap))
+	return max(time.Duration(float64(lifetime)*share), minRefreshGap)
 }

@@ -167,10 +167,7 @@ func TestTokenResponsesAsServersSendThem(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 				continue
 			}
-			life := time.Duration(0)
-			if !g.expiry.IsZero() {
-				life = g.expiry.Sub(g.at)
-			}
+			life := g.lifetime
 			if life != tc.life || g.refresh.Reveal() != tc.rotate || !reflect.DeepEqual(g.scope, tc.scope) && len(g.scope)+len(tc.scope) > 0 {
 				t.Errorf("%s: lifetime %v, scope %q, refresh token %q", name, life, g.scope, g.refresh.Reveal())
 			}

@@ -1,0 +1,87 @@
+package flow
+
+import "time"
+
+// stepPending does what is due for the code that is out.
+func (s *Session) stepPending(now time.Time) {
+	p := s.rec.pending
+	if p == nil || s.login.polling {
+		return
+	}
+	switch {
+	case !s.wall(now).Before(p.info.ExpiresAt):
+		// RFC 8628 §3.5, and the local clock: some servers say pending for ever.
+		s.loginFailed(&Error{Kind: KindExpired, Op: opPoll, Code: "expired_token"})
+	case p.poller != s.id:
+		if p.poller == "" || now.Sub(p.heard) > p.patience() {
+			p.poller, p.nextPoll = s.id, now.Add(p.interval)
+			s.beat(p, now)
+		}
+	case !now.Before(p.nextPoll):
+		s.startPoll()
+	case !now.Before(p.nextBeat):
+		s.beat(p, now)
+	}
+}
+
+// beat shows the other instances that this one polls.
+func (s *Session) beat(p *pendingLogin, now time.Time) {
+	p.beat++
+	p.heard, p.nextBeat = now, now.Add(max(p.interval, time.Second))
+	s.changed()
+}
+
+// leavePending lets another instance, or the next life of this one, go on with
+// the code at once.
+func (s *Session) leavePending() {
+	if p := s.rec.pending; p != nil && p.poller == s.id && !s.lastTried {
+		p.poller = ""
+		s.save.dirty = true
+	}
+}
+
+// mergePending takes over what r says about the code that is out.
+func (s *Session) mergePending(r *record) {
+	now, mine, theirs := time.Now(), s.rec.pending, r.pending
+	if theirs != nil && !s.wall(now).Before(theirs.info.ExpiresAt) {
+		theirs = nil
+	}
+	switch {
+	case theirs == nil && mine == nil:
+		s.adoptFailure(r)
+	case theirs == nil && mine.poller == s.id && !s.rec.held:
+		s.save.dirty = true // a late writer has dropped it
+	case theirs == nil:
+		s.rec.pending = nil
+		s.adoptFailure(r)
+	case mine == nil && theirs.code.Equal(s.login.ended):
+		s.save.dirty = true // a late writer has brought it back
+	case mine == nil || !mine.code.Equal(theirs.code):
+		theirs.nextPoll = now.Add(theirs.interval)
+		theirs.heard = now
+		if age := s.wall(now).Sub(r.saved); age > 0 && age < maxCodeLifetime {
+			theirs.heard = now.Add(-age)
+		}
+		s.rec.pending = theirs
+		s.login.err, s.login.held = nil, false
+		s.rec.failed, s.rec.held = nil, false
+		if s.loaded {
+			s.publish()
+			s.observe(Event{Kind: EventLoginPending})
+		}
+	default:
+		mine.interval = max(mine.interval, theirs.interval)
+		if theirs.beat > mine.beat {
+			mine.beat, mine.poller, mine.heard = theirs.beat, theirs.poller, now
+		} else if theirs.poller == "" {
+			mine.poller = ""
+		}
+	}
+}
+
+// adoptFailure shows why a login ended that another instance, or an earlier
+// life of this one, had polled for.
+func (s *Session) adoptFailure(r *record) {
+	s.rec.failed, s.rec.held = r.failed, r.held
+	s.login.err, s.login.held = r.failed, r.held
+}

@@ -1,0 +1,203 @@
+package flow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Several instances may share a store: one login for all of them, one refresh
+// for each lifetime, one code on every page. They never talk to each other. Each
+// looks into the store every few seconds, and before it writes, and takes over
+// what is newer than its own; see [record.generation].
+
+// liveWithin is how recent the look before must be for a new record to have
+// been made just now.
+const liveWithin = time.Minute
+
+// look reads what other instances may have written.
+func (s *Session) look() {
+	c, seen := s.client.Load(), s.save.seen
+	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
+		b, r, err := c.read(ctx)
+		changed := b != nil && string(b) != seen.Reveal()
+		if changed && errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
+			err = c.putAside(ctx, b, err)
+		}
+		return func() {
+			switch {
+			case changed:
+				s.found(b, r, err)
+			case err != nil && !errors.Is(err, ErrRecord):
+				s.storeFailed(fmt.Errorf("reading: %w", err))
+			default:
+				s.remember(b)
+				if b == nil && s.rec.worthSaving() {
+					s.save.dirty = true // somebody has taken it away
+				}
+				if s.save.err != nil && !s.save.frozen && !s.save.dirty {
+					s.storeWorks()
+				}
+			}
+		}
+	})
+}
+
+// found takes a record that was not there before.
+func (s *Session) found(b []byte, r *record, err error) {
+	live := time.Since(s.save.looked) < liveWithin
+	if err != nil {
+		s.remember(b)
+		s.save.frozen = errors.Is(err, errNewer)
+		s.save.dirty = s.save.dirty || s.rec.worthSaving()
+		s.storeFailed(fmt.Errorf("reading: %w", err))
+		s.release()
+		return
+	}
+	s.save.frozen = false
+	s.merge(r, live)
+	s.remember(b)
+	s.stepSave(time.Now())
+}
+
+// merge takes over what is newer in r than in the session's own record.
+func (s *Session) merge(r *record, live bool) {
+	mine := s.rec
+	if s.save.outrank {
+		s.save.outrank, s.save.dirty = false, true
+		mine.generation = max(mine.generation, r.generation+1)
+		return
+	}
+	theirs := r.generation > mine.generation ||
+		r.generation == mine.generation && r.obtained.After(mine.obtained) && !r.access.Equal(mine.access)
+	if theirs {
+		s.adoptRecord(r, live)
+		return
+	}
+	if r.generation < mine.generation || !r.access.Equal(mine.access) {
+		s.save.dirty = true // a late writer, or a store that is behind
+		return
+	}
+	s.mergePending(r)
+	s.publish()
+}
+
+// adoptRecord makes r the session's own: at the start what was stored, later
+// what another instance has put there. live says that this was just now, so that
+// lifetimes can be counted by our own clock; instances' clocks differ.
+func (s *Session) adoptRecord(r *record, live bool) {
+	was, now := s.rec, time.Now()
+	another := was.generation > 0 && !was.loginAt.Equal(r.loginAt)
+	if another {
+		s.epoch++
+		s.refresh.running = false
+		s.login.polling = false
+	}
+	wall := s.wall(now)
+	if l := r.lifetime(); l > 0 {
+		ahead := r.refreshAt.Sub(r.obtained)
+		if live {
+			r.obtained, r.expiry, r.refreshAt = wall, wall.Add(l), wall.Add(ahead)
+		}
+		s.lapses = now.Add(min(r.expiry.Sub(wall), maxTokenLifetime))
+	} else {
+		s.lapses = time.Time{}
+	}
+	s.refresh.next = now.Add(r.refreshAt.Sub(wall))
+	s.refresh.succeeded()
+	pending := r.pending
+	r.pending = was.pending
+	s.rec = r
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, saved: r.saved})
+	s.useAdopted()
+	switch {
+	case s.token != nil:
+	case !r.refresh.IsZero():
+		s.refresh.next = now
+		s.startRefresh()
+	default:
+		r.access = Secret{} // lapsed, and nothing to renew it with
+	}
+	if !s.loaded {
+		return
+	}
+	s.publish()
+	switch {
+	case r.loggedIn() && !was.loggedIn() || another && r.loggedIn():
+		s.observe(Event{Kind: EventLoginSucceeded})
+	case was.loggedIn() && !r.loggedIn():
+		s.observe(Event{Kind: EventLoggedOut})
+	}
+	s.refresh.reply(nil)
+}
+
+// lock takes a lock of the store, within wait at most. It returns a function in
+// any case: a lock that cannot be had is done without.
+func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unlock func()) {
+	l, ok := c.Store.(Locker)
+	if !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	got := make(chan func(), 1)
+	go func() {
+		unlock, err := l.Lock(ctx, c.storageKey()+"."+name)
+		if err != nil {
+			unlock = func() {}
+		}
+		got <- unlock
+	}()
+	select {
+	case unlock = <-got:
+		return unlock
+	case <-ctx.Done():
+		go func() { (<-got)() }() // it came too late, or never does
+		return func() {}
+	}
+}
+
+// elsewhere reads the store before a login starts, and returns the record if
+// another instance has logged in meanwhile or has a code out.
+func (c *client) elsewhere(ctx context.Context, generation uint64, ended Secret, wall time.Time) ([]byte, *record) {
+	ctx, cancel := context.WithTimeout(ctx, loginLockWait)
+	defer cancel()
+	b, r, err := c.read(ctx)
+	if err != nil || r == nil || r.generation < generation {
+		return nil, nil
+	}
+	p := r.pending
+	if r.generation > generation && r.loggedIn() || p != nil && !p.code.Equal(ended) && wall.Before(p.info.ExpiresAt) {
+		return b, r
+	}
+	return nil, nil
+}
+
+// overtaken reads the store before a poll, and returns the record if there is
+// nothing to poll for any more, or somebody else does.
+func (c *client) overtaken(ctx context.Context, generation uint64, code Secret, id string, beat uint64) ([]byte, *record) {
+	ctx, cancel := context.WithTimeout(ctx, loginLockWait)
+	defer cancel()
+	b, r, err := c.read(ctx)
+	if err != nil || r == nil {
+		return nil, nil
+	}
+	p := r.pending
+	if r.generation > generation || r.generation == generation && p != nil && p.code.Equal(code) && p.poller != id && p.beat >= beat {
+		return b, r
+	}
+	return nil, nil
+}
+
+// newerThan reads the store once more and reports whether another instance has
+// changed the grant since generation.
+func (c *client) newerThan(ctx context.Context, generation uint64) (b []byte, r *record) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout/2)
+	defer cancel()
+	b, r, err := c.read(ctx)
+	if err != nil || r == nil || r.generation <= generation {
+		return nil, nil
+	}
+	return b, r
+}
