@@ -44,7 +44,7 @@ func TestOutageWithinTheLifetimeIsNotFelt(t *testing.T) {
 					w.Fatalf("%d attempts in an outage of a quarter of an hour", n)
 				}
 				w.as.Unscript(flowtest.Refresh)
-				w.sleep(time.Minute)
+				w.sleep(2 * time.Minute)
 				w.wantState(s, flow.StateAuthorized)
 				w.wantError(s, "", "")
 				w.wantToken(s)
