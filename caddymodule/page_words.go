@@ -80,7 +80,7 @@ var errorTexts = map[flow.Action]map[string]errorWords{
 		"invalid_scope":          {"", "The login server refuses the permissions that are asked for.", "Correct scope in Caddy's configuration, or allow these permissions at the login server."},
 		"invalid_target":         {"", "The login server does not know the API that the token is for.", "Correct audience or resource in Caddy's configuration."},
 		"invalid_request":        {"", "The login server finds the request itself faulty.", ""},
-		"configuration":          {"", "Something in the settings of device_flow is not right.", "Correct what the details below name."},
+		"configuration":          {"", "Something in the settings of device_flow is not right.", "Correct what the details name."},
 	},
 	flow.ActionRetry: {
 		"":                        {"The login server is in trouble", "The login server has a problem at the moment.", ""},

@@ -64,7 +64,11 @@ func newUnavailable(st flow.Status, statusURL string, now time.Time) problem {
 	case st.State == flow.StateLoginRequired:
 		p.Detail = join(v.Lead, "Open "+page+" in a browser and log in there. Then call again.")
 	case st.State == flow.StateMisconfigured:
-		p.Detail = join(v.Lead, v.Trouble, v.Next, "More at "+page+".")
+		details := ""
+		if v.Detail != "" { // who has to fix it may see nothing but this answer
+			details = "Details: " + strings.TrimSuffix(v.Detail, ".") + "."
+		}
+		p.Detail = join(v.Lead, v.Trouble, v.Next, details, "More at "+page+".")
 	case st.State == flow.StateUnavailable:
 		p.Detail = join(v.Lead, v.Trouble, v.Next, "Call again a little later.")
 	default:

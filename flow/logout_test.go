@@ -181,19 +181,81 @@ func TestLogoutOvertakesWhatIsUnderWay(t *testing.T) {
 }
 
 func TestLogoutHoldsThoughTheStoreCouldNotBeRead(t *testing.T) {
+	for _, name := range []string{"failing", "hanging"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{}, func(w *world) {
+				_, stop := w.loggedIn()
+				stop()
+				release := make(chan struct{})
+				w.store.setFault(failing("load"))
+				if name == "hanging" {
+					w.store.setFault(holding("load", release))
+				}
+				s, _ := w.run()
+				w.sleep(11 * time.Second)
+				if err := s.Logout(w.Context()); err != nil {
+					w.Fatal(err)
+				}
+				w.forgetEvents()
+				w.store.setFault(nil)
+				close(release)
+				w.sleep(time.Minute)
+				w.wantState(s, flow.StateLoginRequired)
+				w.wantEvents("store_healed")
+				if w.store.record() != "" {
+					w.Fatal("the login is still stored")
+				}
+			})
+		})
+	}
+}
+
+func TestLateAnswerWhoLoggedInIsNotTakenForTheNextLogin(t *testing.T) {
 	bubble(t, flowtest.Config{}, func(w *world) {
-		_, stop := w.loggedIn()
-		stop()
-		w.store.setFault(failing("load"))
-		s, _ := w.run()
-		if err := s.Logout(w.Context()); err != nil {
+		w.as.Script(flowtest.Poll, member("id_token", nil), member("id_token", nil))
+		w.as.Script(flowtest.UserInfo, flowtest.Response{Pass: true, Delay: 8 * time.Second}, flowtest.Response{Status: 404})
+		w.as.Script(flowtest.Revoke, flowtest.Response{Status: 503}) // the token lives on
+		s, _ := w.loggedIn()
+		if err := s.Logout(w.Context()); err == nil {
+			w.Fatal("no error")
+		}
+		w.login(s)
+		w.sleep(10 * time.Second)
+		w.wantCount(flowtest.UserInfo, 2)
+		if a := s.Status().Account; a != nil {
+			w.Fatalf("account %s is that of the login before", asJSON(a))
+		}
+	})
+}
+
+func TestReloginOvertakesARefreshThatIsUnderWay(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, _ := w.loggedIn()
+		st, err := s.Login(w.Context())
+		if err != nil {
 			w.Fatal(err)
 		}
-		w.store.setFault(nil)
-		w.sleep(time.Minute)
-		w.wantState(s, flow.StateLoginRequired)
-		if w.store.record() != "" {
-			w.Fatal("the login is still stored")
+		if err := w.as.Approve(st.Login.UserCode); err != nil {
+			w.Fatal(err)
 		}
+		w.as.Script(flowtest.Refresh, flowtest.Response{Pass: true, Delay: 20 * time.Second})
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Refresh(w.Context())
+			done <- err
+		}()
+		w.sleep(5 * time.Second)
+		if err := <-done; err != nil { // there is a new token, whatever brought it
+			w.Fatal(err)
+		}
+		token := w.wantToken(s)
+		w.sleep(20 * time.Second)
+		if s.Current() != token {
+			w.Fatal("the answer to the old login's refresh replaced the new login's token")
+		}
+		w.wantCount(flowtest.Revoke, 0)
+		w.sleep(time.Hour)
+		w.wantToken(s) // refreshed as ever
+		w.wantCount(flowtest.Refresh, 2)
 	})
 }

@@ -52,8 +52,12 @@ func TestShutdownIsBounded(t *testing.T) {
 		defer close(release) // a store that ignores its context
 		w.store.setFault(holding("save", release))
 		w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Hang: true})
-		w.as.Script(flowtest.Refresh, flowtest.Response{Pass: true})
-		_, _ = s.Refresh(w.Context())
+		w.as.Script(flowtest.Refresh, flowtest.Response{Pass: true}, flowtest.Response{Pass: true})
+		for range 2 { // the first is being saved for ever, the second has to wait for that
+			if _, err := s.Refresh(w.Context()); err != nil {
+				w.Fatal(err)
+			}
+		}
 		go func() { _, _ = s.Refresh(context.Background()) }()
 		w.sleep(time.Second)
 		begin, saves := time.Now(), w.store.count("save")

@@ -50,10 +50,14 @@ func TestLargeBodyStreamsThroughAndIsNotRepeated(t *testing.T) {
 		t.Fatalf("%d calls, %d bytes", calls.Load(), received.Load())
 	}
 	// The next request finds a better token all the same.
-	_, changed := s.Watch()
-	for s.Current() == token {
-		<-changed
-		_, changed = s.Watch()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, changed := s.Watch(); s.Current() == token; _, changed = s.Watch() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			t.Fatal("the rejected token is still in use")
+		}
 	}
 	if n := as.Stats().Refreshes; n != 1 {
 		t.Fatalf("%d refreshes", n)
