@@ -2,9 +2,9 @@ package caddymodule
 
 import (
 	"context"
-	"errors"
-	"io/fs"
+	"os"
 	"path"
+	"path/filepath"
 
 	"github.com/caddyserver/certmagic"
 
@@ -24,13 +24,41 @@ func (s store) Load(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (s store) Save(ctx context.Context, key string, value []byte) error {
-	return s.Store(ctx, path.Join(storageFolder, key), value)
+	key = path.Join(storageFolder, key)
+	if err := s.Store(ctx, key, value); err != nil {
+		return err
+	}
+	if fs, ok := s.Storage.(*certmagic.FileStorage); ok {
+		// It has synced the file and renamed it; without the folder, the new name
+		// can still be lost with the power.
+		syncFolder(filepath.Dir(fs.Filename(key)))
+	}
+	return nil
 }
 
-func (s store) Delete(ctx context.Context, key string) error {
-	err := s.Storage.Delete(ctx, path.Join(storageFolder, key))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// Lock implements flow.Locker.
+func (s store) Lock(ctx context.Context, name string) (func(), error) {
+	name = storageFolder + "-" + name // beside the records, where no listing of them finds it
+	if err := s.Storage.Lock(ctx, name); err != nil {
+		return nil, err
 	}
-	return err
+	return func() {
+		// Its holder may be on the way out; the lock shall go all the same.
+		_ = s.Unlock(context.WithoutCancel(ctx), name)
+	}, nil
 }
+
+// syncFolder is best effort: not every system can.
+func syncFolder(name string) {
+	f, err := os.Open(name)
+	if err != nil {
+		return
+	}
+	_ = f.Sync()
+	_ = f.Close()
+}
+
+var (
+	_ flow.Store  = store{}
+	_ flow.Locker = store{}
+)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 
@@ -20,9 +21,6 @@ func TestStoreKeepsItsContractOverFiles(t *testing.T) {
 
 	if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrNotFound) {
 		t.Errorf("Load of nothing: %v", err)
-	}
-	if err := store.Delete(ctx, "a.json"); err != nil {
-		t.Errorf("Delete of nothing: %v", err)
 	}
 	for _, want := range []string{"one", "another"} {
 		if err := store.Save(ctx, "a.json", []byte(want)); err != nil {
@@ -39,16 +37,33 @@ func TestStoreKeepsItsContractOverFiles(t *testing.T) {
 			t.Errorf("%s: %v %v, want %v", path, info, err, want)
 		}
 	}
-
-	if err := store.Delete(ctx, "a.json"); err != nil {
-		t.Error(err)
-	}
-	if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrNotFound) {
-		t.Errorf("Load of what was deleted: %v", err)
-	}
 }
 
-// failingStorage fails in every way but one: it says that a key is not there.
+func TestStoreLockIsHeldByOne(t *testing.T) {
+	store := newStore(&certmagic.FileStorage{Path: t.TempDir()}).(flow.Locker)
+	unlock, err := store.Lock(t.Context(), "a.json.refresh-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := store.Lock(ctx, "a.json.refresh-1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second got %v", err)
+	}
+	if other, err := store.Lock(t.Context(), "a.json.refresh-2"); err != nil {
+		t.Errorf("another name: %v", err)
+	} else {
+		other()
+	}
+	unlock()
+	again, err := store.Lock(t.Context(), "a.json.refresh-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
+
+// failingStorage fails in every way.
 type failingStorage struct {
 	certmagic.Storage
 	err error
@@ -56,17 +71,15 @@ type failingStorage struct {
 
 func (f failingStorage) Store(context.Context, string, []byte) error  { return f.err }
 func (f failingStorage) Load(context.Context, string) ([]byte, error) { return nil, f.err }
-func (f failingStorage) Delete(context.Context, string) error         { return f.err }
+func (f failingStorage) Lock(context.Context, string) error           { return f.err }
 
 func TestStorePassesFailuresOn(t *testing.T) {
-	if err := newStore(failingStorage{err: fs.ErrNotExist}).Delete(t.Context(), "a"); err != nil {
-		t.Errorf("Delete of nothing: %v", err)
-	}
 	broken := errors.New("it is broken")
 	store := newStore(failingStorage{err: broken})
 	_, load := store.Load(t.Context(), "a")
+	_, lock := store.(flow.Locker).Lock(t.Context(), "a")
 	for name, err := range map[string]error{
-		"Load": load, "Save": store.Save(t.Context(), "a", nil), "Delete": store.Delete(t.Context(), "a"),
+		"Load": load, "Save": store.Save(t.Context(), "a", nil), "Lock": lock,
 	} {
 		if !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)

@@ -285,7 +285,7 @@ func (s *Session) forget(reply chan error) {
 	s.login = loginState{asking: s.login.asking, polling: s.login.polling, ended: ended}
 	s.refresh.reply(errOvertaken)
 	s.refresh = refreshState{}
-	s.save.held = nil     // nobody shall hear of it any more
+	s.save.held = nil              // nobody shall hear of it any more
 	s.save.outrank = s.save.unread // whatever is stored goes
 	s.save.unread = false
 	s.changed()

@@ -115,7 +115,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 		}
 		sooner(p.info.ExpiresAt.Add(-s.skew))
 	}
-	if s.token != nil {
+	if s.token != nil && !s.token.expiry.IsZero() {
 		sooner(s.token.lapses)
 	}
 	if s.mayLook() && !now.Before(s.save.next) {

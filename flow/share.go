@@ -73,6 +73,14 @@ func (s *Session) merge(r *record, live bool) {
 		r.generation == mine.generation && r.obtained.After(mine.obtained) && !r.access.Equal(mine.access)
 	if theirs {
 		s.adoptRecord(r, live)
+		s.publish()
+		switch {
+		case r.loggedIn() && !(mine.loggedIn() && mine.loginAt.Equal(r.loginAt)):
+			s.observe(Event{Kind: EventLoginSucceeded})
+		case mine.loggedIn() && !r.loggedIn():
+			s.observe(Event{Kind: EventLoggedOut})
+		}
+		s.refresh.reply(nil)
 		return
 	}
 	if r.generation < mine.generation || !r.access.Equal(mine.access) {
@@ -119,17 +127,6 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	default:
 		r.access = Secret{} // lapsed, and nothing to renew it with
 	}
-	if !s.loaded {
-		return
-	}
-	s.publish()
-	switch {
-	case r.loggedIn() && !was.loggedIn() || another && r.loggedIn():
-		s.observe(Event{Kind: EventLoginSucceeded})
-	case was.loggedIn() && !r.loggedIn():
-		s.observe(Event{Kind: EventLoggedOut})
-	}
-	s.refresh.reply(nil)
 }
 
 // lock takes a lock of the store, within wait at most. It returns a function in
