@@ -138,6 +138,9 @@ func (a *App) Start() error {
 			s.held = true
 			s.live.Store(r)
 			close(s.started)
+			if st, ok := s.cfg.Store.(store); ok {
+				go st.sweep() // a few file operations; Start waits for no storage
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.name, err)

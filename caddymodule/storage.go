@@ -5,6 +5,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 
@@ -46,6 +48,30 @@ func (s store) Lock(ctx context.Context, name string) (func(), error) {
 		// Its holder may be on the way out; the lock shall go all the same.
 		_ = s.Unlock(context.WithoutCancel(ctx), name)
 	}, nil
+}
+
+// leftover is what a temporary file of FileStorage is called. Its name is random,
+// our own end in .json and .refused.
+var leftover = regexp.MustCompile(`^[0-9]+$`)
+
+// sweep removes what writes of killed processes have left behind: such a file
+// can hold tokens that nobody would ever delete. Young ones may be under way.
+func (s store) sweep() {
+	fs, ok := s.Storage.(*certmagic.FileStorage)
+	if !ok {
+		return
+	}
+	folder := fs.Filename(storageFolder)
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return // nothing has ever been stored
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err == nil && info.Mode().IsRegular() && leftover.MatchString(e.Name()) && time.Since(info.ModTime()) > time.Minute {
+			_ = os.Remove(filepath.Join(folder, e.Name()))
+		}
+	}
 }
 
 // syncFolder is best effort: not every system can.

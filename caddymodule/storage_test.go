@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -84,5 +85,37 @@ func TestStorePassesFailuresOn(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestLeftoversOfKilledWritesAreSwept(t *testing.T) {
+	dir := t.TempDir()
+	folder := filepath.Join(dir, "device_flow")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-2 * time.Minute)
+	for name, at := range map[string]time.Time{
+		"123456789": old, "987654321": time.Now(), "default-0af3.json": old, "default-0af3.json.refused": old,
+	} {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte("a token"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store{&certmagic.FileStorage{Path: dir}}.sweep()
+	var left []string
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{"987654321", "default-0af3.json", "default-0af3.json.refused"}; !slices.Equal(left, want) {
+		t.Errorf("left are %q, want %q", left, want)
 	}
 }
