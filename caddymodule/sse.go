@@ -49,6 +49,11 @@ func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
 			st, changed = s.Watch()
 			err = out.status(st)
 		case <-tick.C:
+			if ranOut(st) {
+				// The page is still open: whoever it is may want the next code. The
+				// session sees to it that nobody for ever means ever fewer of them.
+				s.Demand()
+			}
 			err = out.send([]byte(": keep-alive\n\n"))
 		case <-r.Context().Done():
 			return
@@ -56,6 +61,11 @@ func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
 			return
 		}
 	}
+}
+
+// ranOut reports whether the last code ended because nobody approved it in time.
+func ranOut(st flow.Status) bool {
+	return st.State == flow.StateLoginRequired && st.Error != nil && st.Error.Code == "expired_token"
 }
 
 // stream writes server-sent events.

@@ -217,3 +217,38 @@ func TestSSETakesNoLineEndFromAServer(t *testing.T) {
 		}
 	})
 }
+
+func TestSSEOpenPageAsksForTheNextCodeWhenOneRanOut(t *testing.T) {
+	ended := func(code string) flow.Status {
+		return flow.Status{State: flow.StateLoginRequired, Error: &flow.StatusError{Code: code, Action: flow.ActionReauthorize}}
+	}
+	for name, tc := range map[string]struct {
+		st   flow.Status
+		want int
+	}{
+		"ran out":  {ended("expired_token"), 2},
+		"refused":  {ended("access_denied"), 0},
+		"nobody":   {flow.Status{State: flow.StateLoginRequired}, 0},
+		"there is": {flow.Status{State: flow.StateAuthorized}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newFake(tc.st)
+				p := s.page()
+				_, r := servePipe(t, p).open(t, t.Context())
+				block(t, r)
+				event(t, r)
+				for range 2 {
+					block(t, r)
+				}
+				s.mu.Lock()
+				got := s.demands
+				s.mu.Unlock()
+				if got != tc.want {
+					t.Errorf("%d demands, want %d", got, tc.want)
+				}
+				p.shutdown()
+			})
+		})
+	}
+}
