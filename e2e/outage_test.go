@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+// down makes the authorization server close every connection without an answer; up ends that.
+func down(as *flowtest.Server) {
+	for _, step := range []flowtest.Step{flowtest.Discovery, flowtest.Device, flowtest.Token, flowtest.UserInfo} {
+		as.ScriptAlways(step, flowtest.Response{Drop: true})
+	}
+}
+
+func up(as *flowtest.Server) {
+	for _, step := range []flowtest.Step{flowtest.Discovery, flowtest.Device, flowtest.Token, flowtest.UserInfo} {
+		as.Unscript(step)
+	}
+}
+
+// awaitRefresh waits for the end of the next refresh.
+func awaitRefresh(t *testing.T, as *flowtest.Server, limit time.Duration) {
+	t.Helper()
+	seen := as.Stats().Refreshes
+	every(t, 10*time.Millisecond, limit, "a refresh", func() bool { return as.Stats().Refreshes > seen })
+}
+
+// TestServerDownForHalfALifetimeIsNotNoticed has the authorization server away from the middle of a token's life
+// until shortly before its end, when a refresh would have been due.
+func TestServerDownForHalfALifetimeIsNotNoticed(t *testing.T) {
+	t.Parallel()
+	const lifetime = 8 * time.Second
+	as, _, c := startProxy(t, lifetime)
+	calls := callEvery(t, c.url+"/", 50*time.Millisecond)
+	for range sample(2, 20) {
+		awaitRefresh(t, as, 2*lifetime)
+		<-time.After(lifetime / 2)
+		down(as)
+		<-time.After(lifetime*7/8 - lifetime/2)
+		if got := c.status(t).State; got != "degraded" {
+			t.Errorf("with a refresh overdue the state is %q, want degraded", got)
+		}
+		up(as)
+	}
+	awaitRefresh(t, as, lifetime)
+	calls.requireGood(t, "while the authorization server is away")
+	if got := as.Stats().DeviceRequests; got != 1 {
+		t.Errorf("%d codes, want 1", got)
+	}
+}
+
+// TestServerDownPastExpiryIsAGapWithAnEnd has the server away until the token has lapsed. Callers are told when to
+// come again, and whoever comes then is served.
+func TestServerDownPastExpiryIsAGapWithAnEnd(t *testing.T) {
+	t.Parallel()
+	const lifetime = 3 * time.Second
+	as, _, c := startProxy(t, lifetime)
+	awaitRefresh(t, as, 2*lifetime)
+	down(as)
+	eventually(t, 2*lifetime, "the token has lapsed", func() bool { return get(t, client(t), c.url+"/", "").status == 503 })
+	gap := time.Duration(sample(8, 120)) * time.Second
+	promised := 0
+	for end := time.Now().Add(gap); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+		res := get(t, client(t), c.url+"/", "application/json")
+		seconds, err := strconv.Atoi(res.header.Get("Retry-After"))
+		if res.status != 503 || err != nil || seconds < 1 || seconds > 60 {
+			t.Fatalf("in the gap: %d, Retry-After %q\n%s", res.status, res.header.Get("Retry-After"), res.body)
+		}
+		promised = seconds
+	}
+	if got := c.status(t); got.State != "unavailable" || got.Error == nil || got.Error.Action != "retry" {
+		t.Errorf("in the gap the status is %+v", got)
+	}
+	up(as)
+	began := time.Now()
+	c.login(t)
+	took := time.Since(began)
+	t.Logf("%v after the server's return calls are served; they were told to come in %d s", took.Round(time.Millisecond), promised)
+	if took > time.Duration(promised)*time.Second+time.Second {
+		t.Errorf("calls are served %v after the server's return, and were told to come in %d s", took, promised)
+	}
+	if got := as.Stats(); got.DeviceRequests != 1 || got.Reuses != 0 {
+		t.Errorf("%d codes and %d reuses, want 1 and 0: the refresh token was good all the time", got.DeviceRequests, got.Reuses)
+	}
+}
+
+// TestTerminationWaitsForTheRefreshUnderWay ends Caddy, with a browser on the status page and no grace_period, while
+// a slow server is answering: the answer may hold the only good refresh token.
+func TestTerminationWaitsForTheRefreshUnderWay(t *testing.T) {
+	t.Parallel()
+	const lifetime = 4 * time.Second
+	as := startAS(t, lifetime)
+	issued := watchIssued(as)
+	a := startAPI(t, as.ValidToken)
+	c := newCaddy(t, onShared(site("device", "offline_access")), as.Issuer(), a.URL)
+	folder := share(t, c)
+	c.start(t)
+	c.login(t)
+	page := c.watch(t)
+
+	as.Script(flowtest.Refresh, flowtest.Response{Pass: true, Delay: 2 * time.Second, Edit: issued.note})
+	seen := as.Count(flowtest.Refresh)
+	eventually(t, 2*lifetime, "a refresh is under way", func() bool { return as.Count(flowtest.Refresh) > seen })
+	began := time.Now()
+	c.stop(t, syscall.SIGTERM)
+	if took := time.Since(began); took > 5*time.Second || took < time.Second {
+		t.Errorf("Caddy took %v to end, want about 2 s, for the refresh", took)
+	}
+	page.requireEnd(t)
+	text := listing(t, folder)
+	if strings.Contains(text, ".lock") {
+		t.Errorf("a lock stays behind:\n%s", text)
+	}
+	if got, _ := recordAndLeftovers(t, folder); got != issued.latest() {
+		t.Error("the answer to the last refresh is not on disk")
+	}
+	c.start(t)
+	c.login(t)
+	if got := as.Stats(); got.DeviceRequests != 1 || got.Reuses != 0 {
+		t.Errorf("%d codes and %d reuses, want 1 and 0", got.DeviceRequests, got.Reuses)
+	}
+}
+
+// TestPendingCodeOutlivesTheProcess ends Caddy in each way while somebody has a code in hand.
+func TestPendingCodeOutlivesTheProcess(t *testing.T) {
+	t.Parallel()
+	as := startAS(t, time.Hour, byHand)
+	a := startAPI(t, as.ValidToken)
+	c := startCaddy(t, site("device", "offline_access"), as.Issuer(), a.URL)
+	code := c.callForCode(t).UserCode
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
+		<-time.After(300 * time.Millisecond)
+		c.stop(t, sig)
+		c.start(t)
+		if got := c.callForCode(t).UserCode; got != code {
+			t.Fatalf("after %v the code is %s, was %s", sig, got, code)
+		}
+	}
+	c.kill(t)
+	if err := as.Approve(code); err != nil { // while nobody polls
+		t.Fatal(err)
+	}
+	c.start(t)
+	began := time.Now()
+	c.login(t)
+	t.Logf("%v after the start the approved login is in use", time.Since(began).Round(time.Millisecond))
+	if got := as.Stats().DeviceRequests; got != 1 {
+		t.Errorf("%d codes, want 1", got)
+	}
+}
