@@ -58,6 +58,7 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 	c.login(t)
 
 	logins, lost := 1, 0
+	unfinished := map[string]bool{}
 	for n := range kills {
 		var moment string
 		switch kind := random.IntN(4); kind {
@@ -87,7 +88,12 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 		}
 		c.kill(t)
 		saved, leftovers := recordAndLeftovers(t, recordsOf(c))
-		sum.leftovers.Add(int64(len(leftovers)))
+		for _, path := range leftovers {
+			if !unfinished[path] {
+				unfinished[path] = true
+				sum.leftovers.Add(1)
+			}
+		}
 		isLost := saved != issued.latest()
 		codes := as.Stats().DeviceRequests
 
@@ -196,12 +202,25 @@ func TestFilesOfKilledWritesAreCleanedUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// What starts Caddy again does so at once, as a rule, and then not for months.
+	young := filepath.Join(folder, "1122334455")
+	if long {
+		if err := os.WriteFile(young, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c.start(t)
 	c.login(t)
 	eventually(t, 10*time.Second, "the files of killed writes are gone", func() bool {
 		_, leftovers := recordAndLeftovers(t, recordsOf(c))
-		return len(leftovers) == 0
+		return len(leftovers) == 0 || len(leftovers) == 1 && leftovers[0] == young
 	})
+	if long {
+		every(t, time.Second, 150*time.Second, "the young one is gone, too", func() bool {
+			_, err := os.Stat(young)
+			return os.IsNotExist(err)
+		})
+	}
 	for path := range before {
 		if _, err := os.Stat(path); err != nil {
 			t.Errorf("the clean-up has taken more: %v", err)
