@@ -160,6 +160,13 @@ func TestReloadsLeaveNothingBehind(t *testing.T) {
 		last, lastStock = ours.holds(t), stock.holds(t)
 		return last.goroutines <= firstStock.goroutines+slack && last.files <= firstStock.files+slack
 	})
+	if long {
+		<-time.After(135 * time.Second)
+		last, lastStock = ours.holds(t), stock.holds(t)
+		if last.goroutines > lastStock.goroutines+slack || last.files > lastStock.files+slack {
+			t.Errorf("at rest ours holds %+v, a stock Caddy %+v", last, lastStock)
+		}
+	}
 	t.Logf("%d reloads each in %v; calls served: %d and %d; connections dropped: %d and %d",
 		reloads, took.Round(time.Millisecond), calls.good, stockCalls.good, dropped, len(stockCalls.bad))
 	t.Logf("ours:  before %+v, after %+v", first, last)
