@@ -51,7 +51,7 @@ func (s *Session) Run(ctx context.Context) {
 		}
 		now := time.Now()
 		if s.closing {
-			if s.jobs > 0 && !abandoned && (!s.lastTried || s.save.running) {
+			if s.jobs > 0 && !abandoned && (s.lastTries == 0 || s.save.running) {
 				continue
 			}
 			s.leavePending()
@@ -62,6 +62,7 @@ func (s *Session) Run(ctx context.Context) {
 				continue
 			}
 			s.release()
+			s.lastUnlock()
 			return
 		}
 		s.step(now)
@@ -93,12 +94,6 @@ func (s *Session) step(now time.Time) (began bool) {
 
 // wall is now by the wall clock.
 func (s *Session) wall(now time.Time) time.Time { return now.Round(0).Add(s.skew) }
-
-// due reports whether t has come, by either clock: a machine that slept has
-// missed it by the monotonic one, a clock that was put back by the other.
-func (s *Session) due(now, t time.Time) bool {
-	return !now.Before(t) || !s.wall(now).Before(t.Round(0))
-}
 
 // untilDue is when step has to look again at the latest.
 func (s *Session) untilDue(now time.Time) time.Duration {

@@ -76,7 +76,7 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 			if maybe() {
 				s.save.held, s.save.heldUntil = func() {}, moment()
 			}
-			s.refresh.next, s.refresh.running = moment(), maybe()
+			s.refresh.next, s.refresh.nextWall, s.refresh.running = moment(), moment().Round(0), maybe()
 			s.login.polling, s.login.asking, s.login.held, s.login.next = maybe(), maybe(), maybe(), moment()
 			s.demanded = maybe()
 			s.publish()

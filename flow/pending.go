@@ -34,8 +34,9 @@ func (s *Session) beat(p *pendingLogin, now time.Time) {
 // leavePending lets another instance, or the next life of this one, go on with
 // the code at once.
 func (s *Session) leavePending() {
-	if p := s.rec.pending; p != nil && p.poller == s.id && !s.lastTried {
+	if p := s.rec.pending; p != nil && p.poller == s.id && s.lastTries == 0 {
 		p.poller = ""
+		p.beat++
 		s.save.dirty = true
 	}
 }
@@ -58,10 +59,7 @@ func (s *Session) mergePending(r *record) {
 		s.save.dirty = true // a late writer has brought it back
 	case mine == nil || !mine.code.Equal(theirs.code):
 		theirs.nextPoll = now.Add(theirs.interval)
-		theirs.heard = now
-		if age := s.wall(now).Sub(r.saved); age > 0 && age < maxCodeLifetime {
-			theirs.heard = now.Add(-age)
-		}
+		theirs.heard = now // not by r.saved: clocks may be minutes apart
 		s.rec.pending = theirs
 		s.login.err, s.login.held = nil, false
 		s.rec.failed, s.rec.held = nil, false
@@ -71,10 +69,9 @@ func (s *Session) mergePending(r *record) {
 		}
 	default:
 		mine.interval = max(mine.interval, theirs.interval)
-		if theirs.beat > mine.beat {
+		// Of two that took over at once, the one whose claim is stored polls.
+		if theirs.beat > mine.beat || theirs.beat == mine.beat && theirs.poller != mine.poller {
 			mine.beat, mine.poller, mine.heard = theirs.beat, theirs.poller, now
-		} else if theirs.poller == "" {
-			mine.poller = ""
 		}
 	}
 }

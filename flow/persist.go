@@ -247,13 +247,42 @@ func (s *Session) saved(b []byte, err error) {
 
 // unlock gives back the locks on what is in the store by now.
 func (s *Session) unlock() {
+	if s.closing {
+		return // Run does it in the end
+	}
 	unlock := s.save.unlock
 	s.save.unlock = nil
 	for _, f := range unlock {
-		s.job(func(context.Context) func() {
+		s.giveBack(f)
+	}
+}
+
+// giveBack gives a lock back without making the owner wait for the store.
+func (s *Session) giveBack(unlock func()) {
+	s.job(func(context.Context) func() {
+		unlock()
+		return func() {}
+	})
+}
+
+// lastUnlock gives back what locks are left when Run ends, in a moment at most:
+// a lock that nobody gives back is in the way of other instances for a while.
+func (s *Session) lastUnlock() {
+	if len(s.save.unlock) == 0 {
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, f := range s.save.unlock {
 			f()
-			return func() {}
-		})
+		}
+	}()
+	t := time.NewTimer(abandonAfter)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
 	}
 }
 
@@ -286,10 +315,10 @@ func (s *Session) release() {
 // lastSave begins the attempt before Run returns, if there is something to save
 // and the store is not known to hang. It reports whether it did.
 func (s *Session) lastSave() bool {
-	if !s.save.dirty || s.save.frozen || s.save.running || s.save.unread || s.lastTried {
+	if !s.save.dirty || s.save.frozen || s.save.running || s.save.unread || s.lastTries >= 2 {
 		return false
 	}
-	s.lastTried = true
+	s.lastTries++ // a second time, if the first found what another instance had written
 	s.write(context.Background()) // the jobs' own context may be over
 	return true
 }

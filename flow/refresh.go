@@ -24,6 +24,7 @@ const (
 type refreshState struct {
 	running  bool
 	next     time.Time // when to refresh; meaningless without a refresh token
+	nextWall time.Time // the same by the wall clock
 	failures int
 	doubtful int
 	forced   time.Time // when a 401 last asked for one
@@ -51,9 +52,16 @@ func (s *Session) stepRefresh(now time.Time) {
 	if s.rec.refresh.IsZero() || s.refresh.running || s.save.held != nil {
 		return
 	}
-	if s.due(now, s.refresh.next) {
+	// By either clock: a machine that slept has missed it by the monotonic one, a
+	// clock that was put back by the other.
+	if !now.Before(s.refresh.next) || !s.wall(now).Before(s.refresh.nextWall) {
 		s.startRefresh()
 	}
+}
+
+// refreshIn makes a refresh due d after now.
+func (s *Session) refreshIn(now time.Time, d time.Duration) {
+	s.refresh.next, s.refresh.nextWall = now.Add(d), s.wall(now).Add(d)
 }
 
 // refreshForced starts the refresh that a 401 asks for, if it is the token in
@@ -124,9 +132,9 @@ func (s *Session) startRefresh() {
 			switch {
 			case epoch != s.epoch:
 				s.discard(g)
-				unlock()
+				s.giveBack(unlock)
 			case r != nil:
-				unlock()
+				s.giveBack(unlock)
 				s.refresh.running = false
 				s.found(b, r, nil)
 				s.refresh.reply(nil)
@@ -211,7 +219,7 @@ func (s *Session) adopt(g *grant) {
 	}
 	ahead := refreshAhead(cmp.Or(g.lifetime, assumedLifetime))
 	r.refreshAt = r.obtained.Add(ahead)
-	s.refresh.next = now.Add(ahead)
+	s.refreshIn(now, ahead)
 }
 
 // useAdopted makes the record's access token the one in use, if it is alive.
@@ -239,10 +247,11 @@ func (s *Session) stepToken(now time.Time) (changed bool) {
 	switch {
 	case s.rec.refresh.IsZero():
 		s.rec.access = Secret{} // nothing is left of this login
+		s.rec.generation++
 		s.changed()
 	case !gone:
 		s.doubted = t
-		s.refresh.next = now
+		s.refreshIn(now, 0)
 	}
 	return true
 }
@@ -259,6 +268,7 @@ func (s *Session) trust(now time.Time) {
 // refreshFailed decides what a failed refresh means. The token in use is kept
 // until it really lapses, whatever the error.
 func (s *Session) refreshFailed(e *Error, took time.Duration) {
+	s.trust(time.Now())
 	s.refresh.failures++
 	kind := e.Kind
 	if kind == KindDoubtful {
@@ -296,7 +306,6 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		wait = backoff(s.refresh.failures, first, refreshRetryMax)
 	}
 	now := time.Now()
-	s.trust(now)
 	if s.token != nil && !s.token.expiry.IsZero() {
 		// However long the pause: another attempt before calls begin to fail.
 		least := refreshRetryMin
@@ -305,7 +314,7 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		}
 		wait = min(wait, max(s.token.lapses.Sub(now), least))
 	}
-	s.refresh.next = now.Add(max(wait, e.RetryAfter))
+	s.refreshIn(now, max(wait, e.RetryAfter))
 	s.refresh.err = statusError(e, s.refresh.next)
 	s.publish()
 	s.observe(Event{Kind: EventRefreshFailed, Err: e, Took: took})

@@ -59,8 +59,8 @@ type owner struct {
 	loaded    bool     // the store has answered, or nobody waits for it any more
 	early     []func() // commands that came before
 	closing   bool
-	lastTried bool // the last save has been begun
-	epoch     int  // counts logins and logouts: results of older work are dropped
+	lastTries int // last saves that have been begun
+	epoch     int // counts logins and logouts: results of older work are dropped
 	jobs      int
 	jobCtx    context.Context
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 )
 
@@ -101,6 +102,9 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		s.epoch++
 		s.refresh.running = false
 		s.login.polling = false
+		if mine := was.pendingCode(); !mine.IsZero() && !mine.Equal(r.pendingCode()) {
+			s.login.ended, was.pending = mine, nil // the new login is there, no need for another
+		}
 	}
 	wall := s.wall(now)
 	if l := r.lifetime(); l > 0 {
@@ -112,7 +116,12 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	} else {
 		s.lapses = time.Time{}
 	}
-	s.refresh.next = now.Add(r.refreshAt.Sub(wall))
+	ahead := r.refreshAt.Sub(wall)
+	if live {
+		// Whoever refreshed last goes first the next time: locks may do nothing.
+		ahead += time.Duration((0.02 + 0.06*rand.Float64()) * float64(r.lifetime()))
+	}
+	s.refreshIn(now, ahead)
 	s.refresh.succeeded()
 	pending := r.pending
 	r.pending = was.pending
@@ -122,7 +131,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	switch {
 	case s.token != nil:
 	case !r.refresh.IsZero():
-		s.refresh.next = now
+		s.refreshIn(now, 0)
 		s.startRefresh()
 	default:
 		r.access = Secret{} // lapsed, and nothing to renew it with
