@@ -113,25 +113,29 @@ func rigBehind(d *door, cfg flowtest.Config) *rig {
 	return x
 }
 
-// S95 of the scorecard: each refresh finds its pooled connection broken.
-func TestAResetOfPooledConnectionsCostsNoCall(t *testing.T) {
+// S95 of the scorecard: idle connections are broken, and those of refreshes that wait for their answer.
+func TestAResetOfConnectionsCostsNoCall(t *testing.T) {
 	d := newDoor(t)
 	x := rigBehind(d, shortLived)
 	x.load(x.config(t.Name(), "", "a", proxy))
 	s := x.login("default")
 	tr := x.drive("http://a/")
-	resets := 0
 	for range 4 {
-		resets += d.reset()
+		if d.reset() == 0 {
+			t.Error("there is no connection to break")
+		}
+		broken := make(chan int, 1)
+		x.as.Script(flowtest.Refresh, flowtest.Response{Func: func(_ http.ResponseWriter, r *http.Request) {
+			broken <- d.reset()
+			<-r.Context().Done()
+		}})
+		if receive(t, broken, "a refresh") == 0 {
+			t.Error("the refresh has no connection to break")
+		}
 		x.refreshes(1, tr)
 	}
 	tr.check(t)
-	if resets == 0 {
-		t.Error("there was never a connection to break")
-	}
-	if st := s.Status(); st.State != flow.StateAuthorized {
-		t.Errorf("the session is %s", st.State)
-	}
+	await(t, s.Session, flow.StateAuthorized)
 }
 
 // S95 of the scorecard: nothing listens there, and then it does.

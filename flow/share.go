@@ -109,8 +109,9 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	wall := s.wall(now)
 	if l := r.lifetime(); l > 0 {
 		ahead := r.refreshAt.Sub(r.obtained)
-		if live {
-			r.obtained, r.expiry, r.refreshAt = wall, wall.Add(l), wall.Add(ahead)
+		if looked := s.wall(s.save.looked); live && (r.obtained.Before(looked) || r.obtained.After(wall)) {
+			// Another clock: the token is not older than our look before.
+			r.obtained, r.expiry, r.refreshAt = looked, looked.Add(l), looked.Add(ahead)
 		}
 		s.lapses = now.Add(min(r.expiry.Sub(wall), maxTokenLifetime))
 	} else {
