@@ -231,6 +231,7 @@ type cluster struct {
 	*world
 	shared *sharedStore
 	all    []*instance
+	ended  []*instance
 }
 
 // share runs f with n instances and a fake clock.
@@ -246,7 +247,7 @@ func newCluster(w *world, n int) *cluster {
 		for _, i := range c.all {
 			i.end()
 		}
-		for _, i := range c.all {
+		for _, i := range append(c.all, c.ended...) {
 			<-i.done
 		}
 	})
