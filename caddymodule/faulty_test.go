@@ -63,8 +63,8 @@ func (s faultyStorage) CertMagicStorage() (certmagic.Storage, error) {
 	return d.(*disk), nil
 }
 
-// newDisk makes a storage. In a Caddyfile it is device_flow_faulty and the name of the test. It heals at the end of
-// the test, after the first deferred or cleaned up things, so make it before the rig to have it heal last.
+// newDisk makes a storage, which is device_flow_faulty with the name of the test. Cleanups run backwards: make it
+// before the rig, and it is faulty still while Caddy stops.
 func newDisk(t *testing.T) *disk {
 	d := &disk{now: map[string][]byte{}, before: map[string][]byte{}, locks: map[string]chan struct{}{}, healed: make(chan struct{})}
 	disks.Store(t.Name(), d)

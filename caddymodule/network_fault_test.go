@@ -31,9 +31,9 @@ import (
 type door struct {
 	t    *testing.T
 	addr string
-	to   string // set before the first connection
 
 	mu       sync.Mutex
+	to       string // set before the first connection is made
 	listener net.Listener
 	open     map[net.Conn]bool
 	wg       sync.WaitGroup
@@ -65,7 +65,10 @@ func (d *door) unshut() {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", d.to)
+			d.mu.Lock()
+			to := d.to
+			d.mu.Unlock()
+			out, err := net.Dial("tcp", to)
 			if err != nil {
 				in.Close()
 				continue
@@ -103,12 +106,19 @@ func (d *door) reset() int {
 	return n
 }
 
+// leadTo says where connections go.
+func (d *door) leadTo(url string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.to = strings.TrimPrefix(url, "http://")
+}
+
 // rigBehind is a rig whose authorization server is known by the address of a door.
 func rigBehind(d *door, cfg flowtest.Config) *rig {
 	d.t.Helper()
 	cfg.Issuer = "http://" + d.addr
 	x := newRig(d.t, cfg)
-	d.to = strings.TrimPrefix(x.issuer, "http://")
+	d.leadTo(x.issuer)
 	x.issuer = cfg.Issuer
 	return x
 }
@@ -251,10 +261,7 @@ func TestANameThatAppearsIsFoundWithoutARestart(t *testing.T) {
 	_, port, _ := net.SplitHostPort(d.addr)
 	issuer := "http://as.example.test:" + port
 	x := newRig(t, flowtest.Config{Issuer: issuer, AccessTokenLifetime: 2 * time.Second})
-	d.to = strings.TrimPrefix(x.issuer, "http://")
-	if d.to == "as.example.test:"+port {
-		t.Fatal("the rig knows the issuer only")
-	}
+	d.leadTo(x.issuer)
 	x.issuer = issuer
 	x.load(x.config(t.Name(), "", "a",
 		"device_flow API {\n LOGIN\n insecure_http\n auth_transport http {\n  resolvers "+names.addr+"\n }\n}"))
@@ -424,8 +431,8 @@ type forwardProxy struct {
 	got []string // method and host
 }
 
-func newForwardProxy(t *testing.T) *forwardProxy {
-	p := new(forwardProxy)
+func newForwardProxy(t *testing.T, to string) *forwardProxy {
+	p := &forwardProxy{to: to}
 	server := httptest.NewServer(p)
 	t.Cleanup(server.Close)
 	p.url = server.URL
@@ -453,19 +460,21 @@ func (p *forwardProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(w, resp.Body)
 }
 
-// asked reports whether a request came in.
-func (p *forwardProxy) asked(want string) bool {
+// all is what came in so far.
+func (p *forwardProxy) all() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Contains(p.got, want)
+	return slices.Clone(p.got)
 }
+
+// asked reports whether a request came in.
+func (p *forwardProxy) asked(want string) bool { return slices.Contains(p.all(), want) }
 
 // S96 of the scorecard, by configuration.
 func TestAuthTransportGoesThroughAProxy(t *testing.T) {
-	p := newForwardProxy(t)
 	const issuer = "http://as.example.test"
 	x := newRig(t, flowtest.Config{Issuer: issuer, AccessTokenLifetime: 2 * time.Second})
-	p.to = strings.TrimPrefix(x.issuer, "http://")
+	p := newForwardProxy(t, strings.TrimPrefix(x.issuer, "http://"))
 	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)
 	x.issuer = issuer
 	x.load(x.config(t.Name(), "", "a",
@@ -476,10 +485,10 @@ func TestAuthTransportGoesThroughAProxy(t *testing.T) {
 	tr.check(t)
 	for _, want := range []string{"GET as.example.test", "POST as.example.test"} {
 		if !p.asked(want) {
-			t.Errorf("the proxy has not seen %q, but %q", want, p.got)
+			t.Errorf("the proxy has not seen %q, but %q", want, p.all())
 		}
 	}
-	for _, req := range p.got {
+	for _, req := range p.all() {
 		if strings.HasSuffix(req, x.api) {
 			t.Errorf("%s: the calls go through the proxy, too", req)
 		}
@@ -491,7 +500,7 @@ func TestAuthTransportGoesThroughAProxy(t *testing.T) {
 		t.Error("the tunnel leads somewhere")
 	}
 	if want := "CONNECT secure.example.test:443"; !p.asked(want) {
-		t.Errorf("the proxy has not seen %q, but %q", want, p.got)
+		t.Errorf("the proxy has not seen %q, but %q", want, p.all())
 	}
 }
 
@@ -512,8 +521,7 @@ func TestTheEnvironmentsProxyIsUsed(t *testing.T) {
 		x.login("default") // loopback needs no proxy
 		return
 	}
-	p := newForwardProxy(t)
-	p.to = "127.0.0.1:0"
+	p := newForwardProxy(t, "127.0.0.1:0") // nowhere
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -526,10 +534,10 @@ func TestTheEnvironmentsProxyIsUsed(t *testing.T) {
 	}
 	for _, want := range []string{"CONNECT secure.example.test:443", "GET as.example.test"} {
 		if !p.asked(want) {
-			t.Errorf("the proxy has not seen %q, but %q", want, p.got)
+			t.Errorf("the proxy has not seen %q, but %q", want, p.all())
 		}
 	}
-	for _, req := range p.got {
+	for _, req := range p.all() {
 		if strings.Contains(req, "127.0.0.1") {
 			t.Errorf("%s: loopback goes through the proxy", req)
 		}
