@@ -5,7 +5,13 @@ import "time"
 // stepPending does what is due for the code that is out.
 func (s *Session) stepPending(now time.Time) {
 	p := s.rec.pending
-	if p == nil || s.login.polling {
+	if p == nil {
+		return
+	}
+	if s.login.polling {
+		if p.poller == s.id && !now.Before(p.nextBeat) {
+			s.beat(p, now) // an answer may take long, and nobody else shall ask meanwhile
+		}
 		return
 	}
 	switch {
