@@ -29,6 +29,7 @@ type App struct {
 	Sessions map[string]*Client `json:"sessions,omitempty"`
 
 	logger   *zap.Logger
+	sweeps   []*time.Timer
 	mu       sync.Mutex
 	sessions map[string]*session
 	pages    map[pageKey]string
@@ -139,7 +140,9 @@ func (a *App) Start() error {
 			s.live.Store(r)
 			close(s.started)
 			if st, ok := s.cfg.Store.(store); ok {
-				go st.sweep() // a few file operations; Start waits for no storage
+				// A process that was killed is often back at once, and what it has left
+				// behind is old enough only later.
+				a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
 			}
 		}
 		if err != nil {
@@ -157,6 +160,9 @@ func (a *App) Stop() error {
 		mu   sync.Mutex
 		errs error
 	)
+	for _, t := range a.sweeps {
+		t.Stop()
+	}
 	for _, s := range a.sessions {
 		if !s.held {
 			continue

@@ -2,10 +2,12 @@ package caddymodule
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -22,7 +24,36 @@ type store struct{ certmagic.Storage }
 func newStore(s certmagic.Storage) flow.Store { return store{s} }
 
 func (s store) Load(ctx context.Context, key string) ([]byte, error) {
-	return s.Storage.Load(ctx, path.Join(storageFolder, key))
+	key = path.Join(storageFolder, key)
+	if fs, ok := s.Storage.(*certmagic.FileStorage); ok {
+		if err := refuse(fs.Filename(key)); err != nil {
+			return nil, err
+		}
+	}
+	return s.Storage.Load(ctx, key)
+}
+
+// maxRecord is more than any record has.
+const maxRecord = 1 << 20
+
+// refuse moves aside what cannot be a record and must not be read into memory.
+func refuse(name string) error {
+	info, err := os.Lstat(name)
+	if err != nil || info.Mode().IsRegular() && info.Size() <= maxRecord || info.Mode()&os.ModeSymlink != 0 {
+		return nil // the storage itself tells what is wrong, if anything
+	}
+	what := fmt.Sprintf("%d bytes long", info.Size())
+	if info.IsDir() {
+		what = "a folder"
+	}
+	aside := name + ".refused"
+	if _, err := os.Lstat(aside); err == nil {
+		aside += "-" + strconv.FormatInt(time.Now().Unix(), 10)
+	}
+	if err := os.Rename(name, aside); err != nil {
+		return fmt.Errorf("%s is %s, and could not be put aside: %w", name, what, err)
+	}
+	return fmt.Errorf("%w: it was %s, and is now at %s", flow.ErrRecord, what, aside)
 }
 
 func (s store) Save(ctx context.Context, key string, value []byte) error {
@@ -54,6 +85,11 @@ func (s store) Lock(ctx context.Context, name string) (func(), error) {
 // our own end in .json and .refused.
 var leftover = regexp.MustCompile(`^[0-9]+$`)
 
+const (
+	leftoverAge = time.Minute // a younger one may be a write under way
+	sweepAgain  = leftoverAge + 10*time.Second
+)
+
 // sweep removes what writes of killed processes have left behind: such a file
 // can hold tokens that nobody would ever delete. Young ones may be under way.
 func (s store) sweep() {
@@ -68,7 +104,7 @@ func (s store) sweep() {
 	}
 	for _, e := range entries {
 		info, err := e.Info()
-		if err == nil && info.Mode().IsRegular() && leftover.MatchString(e.Name()) && time.Since(info.ModTime()) > time.Minute {
+		if err == nil && info.Mode().IsRegular() && leftover.MatchString(e.Name()) && time.Since(info.ModTime()) > leftoverAge {
 			_ = os.Remove(filepath.Join(folder, e.Name()))
 		}
 	}

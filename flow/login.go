@@ -61,11 +61,11 @@ func (s *Session) startLogin() {
 	s.login.asking, s.login.held = true, false
 	s.publish()
 	c, epoch, generation, ended := s.client.Load(), s.epoch, s.rec.generation, s.login.ended
-	wall := s.wall(time.Now())
+	loginAt, wall := s.rec.loginAt, s.wall(time.Now())
 	s.job(func(ctx context.Context) func() {
 		// Another instance may have a code out, or be about to: one is enough.
 		unlock := c.lock(ctx, "login", loginLockWait)
-		if b, r := c.elsewhere(ctx, generation, ended, wall); r != nil {
+		if b, r := c.elsewhere(ctx, generation, loginAt, ended, wall); r != nil {
 			unlock()
 			return func() {
 				s.login.asking = false
@@ -116,10 +116,14 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 		code: d.code, info: d.login, interval: d.interval, poller: s.id,
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
+	// Nobody shall type in a code that a restart has forgotten.
+	s.release()
 	s.beat(s.rec.pending, now)
-	s.publish()
-	s.observe(Event{Kind: EventLoginPending})
-	s.login.reply(nil)
+	s.changedThen(func() {
+		s.publish()
+		s.observe(Event{Kind: EventLoginPending})
+		s.login.reply(nil)
+	})
 }
 
 // startPoll asks once; there is never a second poll at the same time, since

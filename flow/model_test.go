@@ -202,6 +202,11 @@ func (m *model) check() {
 		m.note("the server has ended the login: a refresh token came twice")
 		m.reuses, m.loggedIn = r, false
 	}
+	for _, v := range m.as.Stats().Violations {
+		if strings.Contains(v, "after the final answer") {
+			m.loggedIn = false // RFC 6749 §4.1.2: that ends the login, too
+		}
+	}
 	all := true
 	for n, i := range m.all {
 		st := i.Status()

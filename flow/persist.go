@@ -318,7 +318,7 @@ func (s *Session) lastSave() bool {
 	if !s.save.dirty || s.save.frozen || s.save.running || s.save.unread || s.lastTries >= 2 {
 		return false
 	}
-	s.lastTries++ // a second time, if the first found what another instance had written
+	s.lastTries++                 // a second time, if the first found what another instance had written
 	s.write(context.Background()) // the jobs' own context may be over
 	return true
 }

@@ -24,9 +24,9 @@ type mode string
 const (
 	works    mode = "works"
 	fails    mode = "fails"
-	hangs    mode = "hangs"       // until it heals, whatever the context says
+	hangs    mode = "hangs"        // until it heals, whatever the context says
 	nothing  mode = "does nothing" // and says that it did
-	orphaned mode = "is orphaned" // locks: somebody has died with it
+	orphaned mode = "is orphaned"  // locks: somebody has died with it
 )
 
 // sharedStore is a store with locks, for several instances, and with the faults
