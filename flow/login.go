@@ -283,7 +283,7 @@ func (s *Session) forget(reply chan error) {
 	}
 	was, ended := s.rec.loggedIn(), s.rec.pendingCode()
 	s.epoch++
-	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + 1}
+	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + logoutLeap}
 	s.token = nil
 	s.login.reply(errOvertaken)
 	s.login = loginState{asking: s.login.asking, polling: s.login.polling, ended: ended}

@@ -11,6 +11,10 @@ import (
 // refused and left alone.
 const recordVersion = 1
 
+// logoutLeap is by how much a logout raises the generation: refreshes that other
+// instances have under way shall not outrank it.
+const logoutLeap = 16
+
 // ErrRecord is wrapped by every error about a stored record that can be read
 // but not used.
 var ErrRecord = errors.New("stored login cannot be used")
