@@ -37,6 +37,7 @@ const (
 type client struct {
 	Config
 	discovered *atomic.Pointer[Endpoints]
+	loads      *atomic.Int32 // reads of the store that are under way
 }
 
 // answer is a response that has been read.

@@ -117,9 +117,13 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
 	// Nobody shall type in a code that a restart has forgotten.
-	s.release()
+	before := s.save.held // a refresh may be waiting for the store as well
+	s.save.held = nil
 	s.beat(s.rec.pending, now)
 	s.changedThen(func() {
+		if before != nil {
+			before()
+		}
 		s.publish()
 		s.observe(Event{Kind: EventLoginPending})
 		s.login.reply(nil)

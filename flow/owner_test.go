@@ -157,6 +157,7 @@ func TestClockSteps(t *testing.T) {
 			s.codeReceived(&deviceCode{code: NewSecret("x"), interval: time.Second, login: LoginInfo{
 				UserCode: "A", ExpiresAt: time.Now().Round(0).Add(time.Minute)}}, nil)
 			s.skew = -time.Hour
+			s.save.held = nil // as if it had been saved
 			s.rec.pending.nextPoll = time.Now().Add(time.Hour)
 			s.rec.pending.nextBeat = s.rec.pending.nextPoll
 			time.Sleep(2 * time.Minute)

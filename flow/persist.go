@@ -9,7 +9,8 @@ import (
 
 const (
 	storeTimeout    = 10 * time.Second
-	publishAnyway   = 2 * time.Second // a new token is used after this even if the store hangs
+	publishAnyway   = 2 * time.Second // a new token is used after this even if the store hangs, or earlier if it is short-lived
+	maxLoads        = 8               // reads at the same time, all but one or two of them abandoned
 	saveRetryMin    = time.Second
 	saveRetryMax    = 30 * time.Second
 	loadPatience    = 10 * time.Second // no login is asked of anybody while the store may just be slow to come
@@ -105,7 +106,7 @@ func (s *Session) load() {
 
 // read fetches and decodes the record. Without one, all results are nil.
 func (c *client) read(ctx context.Context) ([]byte, *record, error) {
-	b, err := c.Store.Load(ctx, c.storageKey())
+	b, err := c.load(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil, nil
 	}
@@ -114,6 +115,31 @@ func (c *client) read(ctx context.Context) ([]byte, *record, error) {
 	}
 	r, err := decodeRecord(b, c.Fingerprint())
 	return b, r, err
+}
+
+// load is Store.Load for no longer than ctx, whatever the store makes of ctx: a
+// refresh must not hang on it. Calls that a dead store never ends are bounded.
+func (c *client) load(ctx context.Context) ([]byte, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	if c.loads.Add(1) > maxLoads {
+		c.loads.Add(-1)
+		return nil, errors.New("earlier reads have not ended yet")
+	}
+	done := make(chan result, 1)
+	go func() {
+		defer c.loads.Add(-1)
+		b, err := c.Store.Load(ctx, c.storageKey())
+		done <- result{b, err}
+	}()
+	select {
+	case r := <-done:
+		return r.b, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // putAside keeps a copy of a record that is about to be overwritten; cause is
@@ -182,7 +208,11 @@ func (s *Session) changedThen(f func()) {
 		f()
 		return
 	}
-	s.save.held, s.save.heldUntil = f, time.Now().Add(publishAnyway)
+	wait := publishAnyway
+	if l := s.rec.lifetime(); l > 0 {
+		wait = min(wait, max(l/10, lookAtLeast))
+	}
+	s.save.held, s.save.heldUntil = f, time.Now().Add(wait)
 	s.save.next = time.Time{} // a new secret is worth an attempt at once
 	s.changed()
 }

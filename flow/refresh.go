@@ -109,7 +109,9 @@ func (s *Session) startRefresh() {
 		// The generation in the name keeps an orphaned lock from standing in the
 		// way of any other refresh than the one it was taken for.
 		unlock := c.lock(ctx, fmt.Sprint("refresh-", generation), wait)
-		b, r := c.newerThan(ctx, generation)
+		look, cancel := context.WithTimeout(ctx, max(wait/3, lookAtLeast))
+		b, r := c.newerThan(look, generation)
+		cancel()
 		var (
 			g    *grant
 			err  error

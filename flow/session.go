@@ -94,7 +94,7 @@ func New(cfg Config) (*Session, error) {
 		rejected: make(chan *Token, 1),
 		done:     make(chan struct{}),
 	}
-	s.client.Store(&client{Config: cfg, discovered: new(atomic.Pointer[Endpoints])})
+	s.client.Store(&client{Config: cfg, discovered: new(atomic.Pointer[Endpoints]), loads: new(atomic.Int32)})
 	s.rec = &record{fingerprint: cfg.Fingerprint()}
 	s.state, s.since = StateUnavailable, stamp(time.Now())
 	s.view.Store(&view{
@@ -117,7 +117,7 @@ func (s *Session) SetConfig(cfg Config) error {
 	if cfg.Fingerprint() != old.Fingerprint() {
 		return fmt.Errorf("session %s: the new configuration describes another login", cfg.Name)
 	}
-	s.client.Store(&client{Config: cfg, discovered: old.discovered})
+	s.client.Store(&client{Config: cfg, discovered: old.discovered, loads: old.loads})
 	select {
 	case s.swap <- struct{}{}:
 	default:
