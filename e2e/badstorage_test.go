@@ -214,9 +214,10 @@ func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
 		every(t, 250*time.Millisecond, 30*time.Second, "calls are served all the same", func() bool {
 			return get(t, client(t), c.url+"/", "").status == 200
 		})
-		if s := c.status(t); s.State != "degraded" || s.Error == nil || s.Error.Code != "storage_failed" {
-			t.Errorf("the status does not name the storage: %+v", s)
+		if s := c.status(t); s.State != "authorized" {
+			t.Errorf("the login is not stored: %+v", s)
 		}
+		kept = filepath.Join(path+".refused", "sub", "kept")
 		if got, err := os.ReadFile(kept); err != nil || !bytes.Equal(got, good) {
 			t.Errorf("what was in the folder is gone: %v", err)
 		}

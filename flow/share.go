@@ -67,7 +67,7 @@ func (s *Session) merge(r *record, live bool) {
 	mine := s.rec
 	if s.save.outrank {
 		s.save.outrank, s.save.dirty = false, true
-		mine.generation = max(mine.generation, r.generation+1)
+		mine.generation = max(mine.generation, r.generation+logoutLeap)
 		return
 	}
 	theirs := r.generation > mine.generation ||
