@@ -15,9 +15,9 @@ COPY . .
 # for another platform without running anything of it. The modules in the two
 # are the same, and so are the flags. GOARM is for 32-bit ARM only.
 RUN --mount=type=cache,target=/go/pkg/mod \
-    --mount=type=cache,target=/root/.cache/go-build \
+    --mount=type=cache,target=/cache \
     if [ "$TARGETARCH" = arm ]; then export GOARM="${TARGETVARIANT#v}"; fi; \
-    CGO_ENABLED=0 GOOS="$TARGETOS" GOARCH="$TARGETARCH" \
+    CGO_ENABLED=0 GOCACHE=/cache GOOS="$TARGETOS" GOARCH="$TARGETARCH" \
     go build -trimpath -ldflags '-s -w' -tags nobadger,nomysql,nopgx -o /caddy ./cmd/caddy
 
 FROM alpine:3.22

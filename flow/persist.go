@@ -10,14 +10,12 @@ import (
 const (
 	storeTimeout    = 10 * time.Second
 	publishAnyway   = 2 * time.Second // a new token is used after this even if the store hangs, or earlier if it is short-lived
-	maxLoads        = 8               // reads at the same time, all but one or two of them abandoned
 	saveRetryMin    = time.Second
 	saveRetryMax    = 30 * time.Second
 	loadPatience    = 10 * time.Second // no login is asked of anybody while the store may just be slow to come
 	lastSaveTimeout = time.Second
 	lookEvery       = 2 * time.Second // for what other instances did, and more often for short-lived tokens
 	lookAtLeast     = 200 * time.Millisecond
-	asideSuffix     = ".refused" // of the key of a record that is put aside
 )
 
 // saveState is the owner's memory of storing.
@@ -102,53 +100,6 @@ func (s *Session) load() {
 			}
 		}
 	})
-}
-
-// read fetches and decodes the record. Without one, all results are nil.
-func (c *client) read(ctx context.Context) ([]byte, *record, error) {
-	b, err := c.load(ctx)
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	r, err := decodeRecord(b, c.Fingerprint())
-	return b, r, err
-}
-
-// load is Store.Load for no longer than ctx, whatever the store makes of ctx: a
-// refresh must not hang on it. Calls that a dead store never ends are bounded.
-func (c *client) load(ctx context.Context) ([]byte, error) {
-	type result struct {
-		b   []byte
-		err error
-	}
-	if c.loads.Add(1) > maxLoads {
-		c.loads.Add(-1)
-		return nil, errors.New("earlier reads have not ended yet")
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer c.loads.Add(-1)
-		b, err := c.Store.Load(ctx, c.storageKey())
-		done <- result{b, err}
-	}()
-	select {
-	case r := <-done:
-		return r.b, r.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// putAside keeps a copy of a record that is about to be overwritten; cause is
-// why it cannot be used, if that is the reason.
-func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
-	if err := c.Store.Save(ctx, c.storageKey()+asideSuffix, b); err != nil {
-		return fmt.Errorf("putting the stored login aside: %w", err)
-	}
-	return cause
 }
 
 // loadedRecord begins the session's life with what was stored.
@@ -351,19 +302,4 @@ func (s *Session) lastSave() bool {
 	s.lastTries++                 // a second time, if the first found what another instance had written
 	s.write(context.Background()) // the jobs' own context may be over
 	return true
-}
-
-// keepCopy puts the login aside before a part of it is given up.
-func (s *Session) keepCopy() {
-	c := s.client.Load()
-	b, err := s.rec.encode(s.wall(time.Now()))
-	if err != nil {
-		return
-	}
-	s.job(func(ctx context.Context) func() {
-		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-		defer cancel()
-		_ = c.putAside(ctx, b, nil) // for a person to look at; nothing depends on it
-		return func() {}
-	})
 }
