@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -37,9 +36,13 @@ func problemType(kind string) string {
 // It is written for whoever reads the log or the display of the failing device.
 // statusURL is empty where there is no status page.
 func writeUnavailable(w http.ResponseWriter, r *http.Request, st flow.Status, statusURL string, retryAfter time.Duration) {
-	seconds := max(1, int64((retryAfter+time.Second-1)/time.Second))
-	w.Header().Set("Retry-After", strconv.FormatInt(seconds, 10))
+	setRetryAfter(w.Header(), retryAfter)
 	newUnavailable(st, statusURL, time.Now()).write(w, r)
+}
+
+// setRetryAfter writes the field in whole seconds, at least one.
+func setRetryAfter(h http.Header, d time.Duration) {
+	h.Set("Retry-After", fmt.Sprint(max(1, int64((d+time.Second-1)/time.Second))))
 }
 
 // newUnavailable words the problem of a session without a token.

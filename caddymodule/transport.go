@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -126,11 +125,6 @@ func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		tokens = slices.Delete(tokens, 1, 2) // the http transport takes no argument
 	}
 	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
-}
-
-// setRetryAfter writes the field in whole seconds, at least one.
-func setRetryAfter(h http.Header, d time.Duration) {
-	h.Set("Retry-After", fmt.Sprint(max(1, int64((d+time.Second-1)/time.Second))))
 }
 
 var (

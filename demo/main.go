@@ -42,6 +42,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
+	fmt.Println("\nStopped. Nothing is left behind.")
 }
 
 type options struct {
@@ -106,7 +107,6 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 
 	printGuide(out, o, issuer, api)
 	<-ctx.Done()
-	fmt.Fprintln(out, "\nStopped. Nothing is left behind.")
 	return nil
 }
 

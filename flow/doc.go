@@ -35,8 +35,9 @@
 // # Guarantees
 //
 //   - A request with a usable token takes no lock and reads no clock.
-//   - A refresh token is saved before the access token that came with it is used.
-//   - There is at most one refresh and one poll under way for a session.
+//   - A refresh token is saved before the access token that came with it is used,
+//     unless the [Store] fails or takes longer than two seconds.
+//   - There is at most one refresh and one poll under way for a [Session].
 //   - Secrets are of type [Secret], which prints as "[redacted]" whatever the verb.
 //
 // The package does not log, keeps no global state and imports nothing beyond

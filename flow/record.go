@@ -39,7 +39,6 @@ type record struct {
 	scope     []string
 	account   *Account
 	loginAt   time.Time // when the person approved
-	saved     time.Time // by the clock of whoever did; only of a record that was read
 
 	pending *pendingLogin
 	// failed is why the last login ended without a grant; held says that only a
@@ -108,7 +107,7 @@ type storedRecord struct {
 	Pending     *storedLogin `json:"pending,omitempty"`
 	Failed      *StatusError `json:"failed,omitempty"`
 	Held        bool         `json:"held,omitempty"`
-	Saved       time.Time    `json:"saved_at,omitzero"`
+	Saved       time.Time    `json:"saved_at,omitzero"` // for a person who looks at it
 }
 
 type storedLogin struct {
@@ -158,7 +157,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		fingerprint: s.Fingerprint, generation: s.Generation,
 		access: NewSecret(s.Access), refresh: NewSecret(s.Refresh),
 		expiry: s.Expiry, obtained: s.Obtained, refreshAt: s.RefreshAt,
-		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, saved: s.Saved,
+		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held,
 	}
 	if p := s.Pending; p != nil && p.DeviceCode != "" && p.Info.UserCode != "" {
 		r.pending = &pendingLogin{

@@ -127,7 +127,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	pending := r.pending
 	r.pending = was.pending
 	s.rec = r
-	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, saved: r.saved})
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held})
 	s.useAdopted()
 	switch {
 	case s.token != nil:
