@@ -29,6 +29,7 @@ type App struct {
 	Sessions map[string]*Client `json:"sessions,omitempty"`
 
 	logger   *zap.Logger
+	emitter  atomic.Pointer[emitter] // nil until all of the configuration has started
 	sweeps   []*time.Timer
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -73,7 +74,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	return nil
+	if err := registerMetrics(ctx); err != nil {
+		a.logger.Warn("there are no metrics of the logins", zap.Error(err))
+	}
+	return a.provisionEvents(ctx)
 }
 
 // declare makes a session known. To declare it again with the same settings is
@@ -190,14 +194,23 @@ const startWait = 5 * time.Second
 
 // get returns the running session, waiting for the app to start if need be.
 func (s *session) get(ctx context.Context) (*flow.Session, error) {
+	r, err := s.running(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.Session, nil
+}
+
+// running is get with what belongs to the session in this process.
+func (s *session) running(ctx context.Context) (*running, error) {
 	if r := s.live.Load(); r != nil {
-		return r.Session, nil
+		return r, nil
 	}
 	timer := time.NewTimer(startWait)
 	defer timer.Stop()
 	select {
 	case <-s.started:
-		return s.live.Load().Session, nil
+		return s.live.Load(), nil
 	case <-timer.C:
 		return nil, &flow.NotReadyError{RetryAfter: time.Second, Status: flow.Status{Session: s.name, State: flow.StateUnavailable}}
 	case <-ctx.Done():

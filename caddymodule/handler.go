@@ -69,22 +69,31 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	token, err := h.token(r.Context())
+	s, err := h.session.running(r.Context())
 	if err != nil {
+		newTally(h.session.name).refused(err)
 		return h.refuse(w, r, err)
 	}
-	if h.Authenticate {
-		r = authenticated(r, token)
+	token, err := h.token(r.Context(), s.Session)
+	if err != nil {
+		s.tally.refused(err)
+		return h.refuse(w, r, err)
 	}
-	return next.ServeHTTP(w, r)
+	if !h.Authenticate {
+		return next.ServeHTTP(w, r) // and the transport counts
+	}
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	s.tally.announce(vars)
+	defer func() { // even if the proxy panics, as it does when the API breaks off
+		if vars == nil || s.tally.claim(vars) {
+			s.tally.served.Inc()
+		}
+	}()
+	return next.ServeHTTP(w, authenticated(r, token))
 }
 
-// token is two atomic loads while the session has one.
-func (h *Handler) token(ctx context.Context) (*flow.Token, error) {
-	s, err := h.session.get(ctx)
-	if err != nil {
-		return nil, err
-	}
+// token is one atomic load while the session has one.
+func (h *Handler) token(ctx context.Context, s *flow.Session) (*flow.Token, error) {
 	if t := s.Current(); t != nil {
 		return t, nil
 	}

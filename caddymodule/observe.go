@@ -2,12 +2,35 @@ package caddymodule
 
 import (
 	"errors"
+	"fmt"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
+
+// observers has each of them hear of an event, whatever becomes of the others: a
+// log writer that panics must not take the session's goroutine with it, and so
+// the process.
+func observers(logger *zap.Logger, all ...flow.Observer) flow.Observer {
+	return func(e flow.Event) {
+		for _, o := range all {
+			guard(logger, "an observer of the session", func() { o(e) })
+		}
+	}
+}
+
+// guard runs f and survives its panic.
+func guard(logger *zap.Logger, what string, f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			defer func() { _ = recover() }() // it may be the log that panics
+			logger.Error(what+" panicked", zap.String("panic", clean(fmt.Sprint(p), maxReason)), zap.Stack("stack"))
+		}
+	}()
+	f()
+}
 
 // logObserver writes one line for each change of state, and what else happens
 // at debug level. Text from the authorization server stands in fields, where

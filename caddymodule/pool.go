@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
@@ -31,6 +32,8 @@ type running struct {
 	stop   context.CancelFunc
 	ended  chan struct{}
 	number uint64 // counts up: the later it began, the greater
+	tally  *tally
+	outbox *outbox
 
 	mu      sync.Mutex
 	configs []attached // the last one is in force
@@ -45,16 +48,19 @@ type attached struct {
 // start takes the session that cfg describes from the pool, or makes it run.
 func start(app *App, cfg flow.Config) (*running, error) {
 	v, loaded, err := pool.LoadOrNew(poolKey{cfg.Name, cfg.Fingerprint()}, func() (caddy.Destructor, error) {
-		s, err := flow.New(cfg)
+		r := &running{ended: make(chan struct{}), number: begun.Add(1), outbox: newOutbox()}
+		s, err := flow.New(r.observed(app, cfg))
 		if err != nil {
 			return nil, err
 		}
-		ctx, stop := context.WithCancel(context.Background())
-		r := &running{Session: s, stop: stop, ended: make(chan struct{}), number: begun.Add(1)}
+		r.Session, r.tally = s, newTally(s.Status().Session)
+		var ctx context.Context
+		ctx, r.stop = context.WithCancel(context.Background())
 		go func() {
 			defer close(r.ended)
 			s.Run(ctx)
 		}()
+		go r.outbox.run()
 		return r, nil
 	})
 	if err != nil {
@@ -65,11 +71,39 @@ func start(app *App, cfg flow.Config) (*running, error) {
 	defer r.mu.Unlock()
 	r.configs = append(r.configs, attached{app, cfg})
 	if loaded {
-		if err := r.SetConfig(cfg); err != nil {
+		if err := r.SetConfig(r.observed(app, cfg)); err != nil {
 			return r, err
 		}
 	}
 	return r, nil
+}
+
+// observed is cfg with all that listens to the session in addition to its log.
+func (r *running) observed(app *App, cfg flow.Config) flow.Config {
+	logger := zap.NewNop()
+	if app != nil && app.logger != nil {
+		logger = app.logger
+	}
+	all := []flow.Observer{metrics.observe, r.outbox.put}
+	if cfg.Observer != nil {
+		all = append(all, cfg.Observer)
+	}
+	cfg.Observer = observers(logger, all...)
+	return cfg
+}
+
+// readdress has events go to the latest configuration that has started. When
+// there is none any more, the last one hears the rest. r.mu is held.
+func (r *running) readdress() {
+	for _, c := range slices.Backward(r.configs) {
+		if c.app == nil {
+			continue
+		}
+		if to := c.app.emitter.Load(); to != nil {
+			r.outbox.address(to)
+			return
+		}
+	}
 }
 
 // release gives the session back. If the configuration that is in force goes
@@ -80,8 +114,9 @@ func (r *running) release(app *App, key poolKey) error {
 	r.configs = slices.DeleteFunc(r.configs, func(a attached) bool { return a.app == app })
 	var err error
 	if n := len(r.configs); last && n > 0 {
-		err = r.SetConfig(r.configs[n-1].cfg)
+		err = r.SetConfig(r.observed(r.configs[n-1].app, r.configs[n-1].cfg))
 	}
+	r.readdress()
 	r.mu.Unlock()
 	if _, e := pool.Delete(key); e != nil {
 		err = e
@@ -94,6 +129,7 @@ func (r *running) release(app *App, key poolKey) error {
 func (r *running) Destruct() error {
 	r.stop()
 	<-r.ended
+	r.outbox.close()
 	return nil
 }
 

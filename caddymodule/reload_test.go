@@ -146,7 +146,7 @@ func TestAFailedReloadLeavesTheSessionAsItWas(t *testing.T) {
 			if strings.Contains(x.saved("elsewhere"), token) {
 				t.Error("the storage of the broken configuration is in use")
 			}
-			if n := len(logged(good, `"token_refreshed"`)); n != 1 {
+			if n := len(logged(good, `"msg":"token_refreshed"`)); n != 1 {
 				t.Errorf("%d lines about the refresh in the log of the configuration in force, want 1", n)
 			}
 			if lines := logged(bad, `"token_refreshed"`); len(lines) != 0 {

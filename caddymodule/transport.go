@@ -66,17 +66,28 @@ func (t *Transport) Cleanup() error {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	// Only a request that has come through a server has these; a health check has none,
 	// and follows redirects.
-	if req.Context().Value(caddyhttp.VarsCtxKey) == nil {
+	vars, ok := req.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if !ok {
 		return t.HTTPTransport.RoundTrip(req)
 	}
-	s, err := t.session.get(req.Context())
-	if err == nil {
-		ft := flow.Transport{Session: s, Base: t.HTTPTransport}
-		var resp *http.Response
-		if resp, err = ft.RoundTrip(req); err == nil {
-			return resp, nil
-		}
+	s, err := t.session.running(req.Context())
+	if err != nil {
+		newTally(t.session.name).refused(err)
+		return noAnswer(req, err)
 	}
+	s.tally.claim(vars)
+	ft := flow.Transport{Session: s.Session, Base: t.HTTPTransport, Replayed: s.tally.replayed}
+	resp, err := ft.RoundTrip(req)
+	if err != nil {
+		s.tally.unanswered(req.Context(), err)
+		return noAnswer(req, err)
+	}
+	s.tally.answered(resp.StatusCode)
+	return resp, nil
+}
+
+// noAnswer is an error, or the 503 in its place if it is for want of a token.
+func noAnswer(req *http.Request, err error) (*http.Response, error) {
 	var notReady *flow.NotReadyError
 	if errors.As(err, &notReady) {
 		return unavailableResponse(req, notReady), nil
