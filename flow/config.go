@@ -89,6 +89,10 @@ type Config struct {
 	HTTP http.RoundTripper
 	// Store keeps the login. Default: a MemoryStore.
 	Store Store
+	// Keys seal what is stored: the first one seals, each of them opens. Nil, or
+	// a zero Key as the first, stores in clear text. A record that none of them
+	// opens is left alone, and no login starts on demand in its place.
+	Keys []Key
 	// Observer hears what happens. Default: nobody.
 	Observer Observer
 }

@@ -221,6 +221,68 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+func FuzzSealedRecord(f *testing.F) {
+	key := func(b string) Key { return Key{id: b, secret: NewSecret(strings.Repeat(b, keySize))} }
+	with := func(keys ...Key) *client { return &client{Config: Config{StorageName: "s", Keys: keys}} }
+	full, err := (&record{fingerprint: "f", generation: 3, refresh: NewSecret("rt")}).encode(time.Unix(1e9, 0))
+	if err != nil {
+		f.Fatal(err)
+	}
+	plain := string(full)
+	c := with(key("a"), key("b"))
+	b, err := c.seal(full)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range append(seeds, plain, string(b), string(b[:len(b)/2]), `{"version":2}`, `{"version":2,"sealed":null}`, `{"version":2,"sealed":""}`,
+		`{"version":2,"key_id":"a","sealed":"AAAA"}`, `{"version":2,"key_id":"c\u202e","sealed":"AAAA"}`, `{"version":2,"key_id":{},"sealed":"AAAA"}`) {
+		f.Add([]byte(s))
+	}
+	f.Add(bytes.Replace(b, []byte(`:2,`), []byte(`:3,`), 1))
+	f.Add(bytes.Replace(b, []byte(`"a"`), []byte(`"b"`), 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		// What comes from a store: it opens, is no envelope, or is refused.
+		got, stale, err := c.open(b)
+		switch {
+		case err != nil:
+			if !errors.Is(err, ErrRecord) || !isClean(err.Error()) || got != nil {
+				t.Errorf("%v", err)
+			}
+		case bytes.Equal(got, b):
+			if !stale {
+				t.Error("clear text is as good as sealed")
+			}
+		case string(got) != plain:
+			t.Errorf("it opens, but nobody has sealed it: %q", got)
+		}
+
+		// What goes there: our key opens it in its place, and nothing else does.
+		sealed, err := c.seal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, stale, err := c.open(sealed); err != nil || stale || !bytes.Equal(got, b) {
+			t.Errorf("%q became %q (%v)", b, got, err)
+		}
+		if got, stale, err := with(key("b"), key("a")).open(sealed); err != nil || !stale || !bytes.Equal(got, b) {
+			t.Errorf("behind a newer key %q became %q (%v)", b, got, err)
+		}
+		for _, keys := range [][]Key{nil, {{}}, {key("b")}} {
+			if _, _, err := with(keys...).open(sealed); !errors.Is(err, errSealed) {
+				t.Errorf("%v", err)
+			}
+		}
+		elsewhere := &client{Config: Config{StorageName: "t", Keys: c.Keys}}
+		if _, _, err := elsewhere.open(sealed); !errors.Is(err, ErrRecord) || errors.Is(err, errSealed) {
+			t.Errorf("in another session's place: %v", err)
+		}
+		// A release that knows nothing of sealing leaves it alone.
+		if _, err := decodeRecord(sealed, "f"); !errors.Is(err, errNewer) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 func FuzzRetryAfter(f *testing.F) {
 	for _, s := range []string{"7", "0", "-1", "1000000000", "99999999999999999999999", "Fri, 02 Jan 2026 03:04:15 GMT", "soon", " 8 ", "７"} {
 		f.Add(s, "")

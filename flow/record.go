@@ -45,6 +45,9 @@ type record struct {
 	// person may start the next.
 	failed *StatusError
 	held   bool
+
+	// stale: the store has it in another form than it would be written in now.
+	stale bool
 }
 
 // pendingLogin is a code that waits for its operator. All instances show it, one
@@ -90,8 +93,8 @@ func (r *record) worthSaving() bool {
 	return r.loggedIn() || r.generation > 0 || r.pending != nil || r.failed != nil
 }
 
-// storedRecord is the record's form in the [Store]. It reveals the secrets: who
-// can read the store has the login.
+// storedRecord is the record's form in the [Store], unless it is sealed. It
+// reveals the secrets: who can read it has the login.
 type storedRecord struct {
 	Version     int          `json:"version"`
 	Fingerprint string       `json:"fingerprint"`

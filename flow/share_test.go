@@ -23,8 +23,9 @@ var short = flowtest.Config{AccessTokenLifetime: time.Minute}
 func TestInstancesShareOneCode(t *testing.T) {
 	sizes(t, func(t *testing.T, n int) {
 		share(t, n, flowtest.Config{}, func(c *cluster) {
+			c.as.ScriptAlways(flowtest.Device, flowtest.Response{Pass: true, Delay: time.Second})
 			for _, i := range c.all {
-				i.Demand() // all at once
+				i.Demand() // all at once, before any code is there to be found
 			}
 			c.sleep(within)
 			c.wantStates(flow.StatePending)

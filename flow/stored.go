@@ -12,7 +12,7 @@ const (
 	asideSuffix = ".refused" // of the key of a record that is put aside
 )
 
-// read fetches and decodes the record. Without one, all results are nil.
+// read fetches, opens and decodes the record. Without one, all results are nil.
 func (c *client) read(ctx context.Context) ([]byte, *record, error) {
 	b, err := c.load(ctx)
 	if errors.Is(err, ErrNotFound) {
@@ -21,8 +21,24 @@ func (c *client) read(ctx context.Context) ([]byte, *record, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := decodeRecord(b, c.Fingerprint())
+	plain, stale, err := c.open(b)
+	if err != nil {
+		return b, nil, err
+	}
+	r, err := decodeRecord(plain, c.Fingerprint())
+	if r != nil {
+		r.stale = stale
+	}
 	return b, r, err
+}
+
+// encode is the record as the store gets it.
+func (c *client) encode(r *record, now time.Time) ([]byte, error) {
+	b, err := r.encode(now)
+	if err != nil {
+		return nil, err
+	}
+	return c.seal(b)
 }
 
 // load is Store.Load for no longer than ctx, whatever the store makes of ctx: a
@@ -62,7 +78,7 @@ func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
 // keepCopy puts the login aside before a part of it is given up.
 func (s *Session) keepCopy() {
 	c := s.client.Load()
-	b, err := s.rec.encode(s.wall(time.Now()))
+	b, err := c.encode(s.rec, s.wall(time.Now()))
 	if err != nil {
 		return
 	}
