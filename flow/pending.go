@@ -56,12 +56,14 @@ func (s *Session) mergePending(r *record) {
 	switch {
 	case theirs == nil && mine == nil:
 		s.adoptFailure(r)
-	case theirs == nil && mine.poller == s.id && !s.rec.held:
-		s.save.dirty = true // a late writer has dropped it
-	case theirs == nil:
-		s.rec.pending = nil
+	case theirs == nil && r.ended == mine.digest():
+		s.rec.endPending()
+		s.login.ended = s.rec.ended
 		s.adoptFailure(r)
-	case mine == nil && theirs.code.Equal(s.login.ended):
+	case theirs == nil:
+		s.save.dirty = true // a late writer does not know of it
+	case theirs.digest() == s.login.ended:
+		s.rec.ended = s.login.ended
 		s.save.dirty = true // a late writer has brought it back
 	case mine == nil || !mine.code.Equal(theirs.code):
 		theirs.nextPoll = now.Add(theirs.interval)

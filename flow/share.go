@@ -21,8 +21,8 @@ const liveWithin = time.Minute
 func (s *Session) look() {
 	c, seen := s.client.Load(), s.save.seen
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
-		b, r, err := c.read(ctx)
-		changed := b != nil && string(b) != seen.Reveal()
+		b, r, err := c.readUnlike(ctx, seen)
+		changed := r != nil || errors.Is(err, ErrRecord)
 		if changed && errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
 			err = c.putAside(ctx, b, err)
 		}
@@ -86,8 +86,13 @@ func (s *Session) merge(r *record, live bool) {
 	}
 	if r.generation < mine.generation || !r.access.Equal(mine.access) {
 		s.save.dirty = true // a late writer, or a store that is behind
+		if r.loginAt.Equal(mine.loginAt) {
+			s.mergePending(r)
+			s.publish()
+		}
 		return
 	}
+	s.mergeClaim(r.claim)
 	s.mergePending(r)
 	s.publish()
 }
@@ -97,13 +102,14 @@ func (s *Session) merge(r *record, live bool) {
 // lifetimes can be counted by our own clock; instances' clocks differ.
 func (s *Session) adoptRecord(r *record, live bool) {
 	was, now := s.rec, time.Now()
-	another := was.generation > 0 && !was.loginAt.Equal(r.loginAt)
+	another := s.loaded && !was.loginAt.Equal(r.loginAt)
 	if another {
 		s.epoch++
-		s.refresh.running = false
+		s.letGo()
 		s.login.polling = false
-		if mine := was.pendingCode(); !mine.IsZero() && !mine.Equal(r.pendingCode()) {
-			s.login.ended, was.pending = mine, nil // the new login is there, no need for another
+		if p := was.pending; p != nil && (r.pending == nil || !p.code.Equal(r.pending.code)) {
+			was.endPending() // the new login is there, no need for another
+			s.login.ended = was.ended
 		}
 	}
 	wall := s.wall(now)
@@ -118,7 +124,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		s.lapses = time.Time{}
 	}
 	ahead := r.refreshAt.Sub(wall)
-	if live {
+	if s.loaded {
 		// Whoever refreshed last goes first the next time: locks may do nothing.
 		ahead += time.Duration((0.02 + 0.06*rand.Float64()) * float64(r.lifetime()))
 	}
@@ -127,7 +133,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	pending := r.pending
 	r.pending = was.pending
 	s.rec = r
-	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held})
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended})
 	s.useAdopted()
 	switch {
 	case s.token != nil:
@@ -150,7 +156,7 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 	defer cancel()
 	got := make(chan func(), 1)
 	go func() {
-		unlock, err := l.Lock(ctx, c.storageKey()+"."+name)
+		unlock, err := l.Lock(ctx, c.storageKey+"."+name)
 		if err != nil {
 			unlock = func() {}
 		}
@@ -167,7 +173,7 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 
 // elsewhere reads the store before a login starts, and returns the record if
 // another instance has logged in meanwhile or has a code out.
-func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended Secret, wall time.Time) ([]byte, *record) {
+func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended string, wall time.Time) ([]byte, *record) {
 	ctx, cancel := context.WithTimeout(ctx, loginLockWait)
 	defer cancel()
 	b, r, err := c.read(ctx)
@@ -175,7 +181,7 @@ func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.
 		return nil, nil
 	}
 	p := r.pending
-	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && !p.code.Equal(ended) && wall.Before(p.info.ExpiresAt) {
+	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && p.digest() != ended && wall.Before(p.info.ExpiresAt) {
 		return b, r
 	}
 	return nil, nil

@@ -14,6 +14,11 @@ const (
 
 // read fetches and decodes the record. Without one, all results are nil.
 func (c *client) read(ctx context.Context) ([]byte, *record, error) {
+	return c.readUnlike(ctx, Secret{})
+}
+
+// readUnlike is read, but it does not decode what is as it was seen before.
+func (c *client) readUnlike(ctx context.Context, seen Secret) ([]byte, *record, error) {
 	b, err := c.load(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil, nil
@@ -21,7 +26,10 @@ func (c *client) read(ctx context.Context) ([]byte, *record, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := decodeRecord(b, c.Fingerprint())
+	if len(b) > 0 && string(b) == seen.Reveal() {
+		return b, nil, nil
+	}
+	r, err := decodeRecord(b, c.fingerprint)
 	return b, r, err
 }
 
@@ -39,7 +47,7 @@ func (c *client) load(ctx context.Context) ([]byte, error) {
 	done := make(chan result, 1)
 	go func() {
 		defer c.loads.Add(-1)
-		b, err := c.Store.Load(ctx, c.storageKey())
+		b, err := c.Store.Load(ctx, c.storageKey)
 		done <- result{b, err}
 	}()
 	select {
@@ -53,7 +61,7 @@ func (c *client) load(ctx context.Context) ([]byte, error) {
 // putAside keeps a copy of a record that is about to be overwritten; cause is
 // why it cannot be used, if that is the reason.
 func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
-	if err := c.Store.Save(ctx, c.storageKey()+asideSuffix, b); err != nil {
+	if err := c.Store.Save(ctx, c.storageKey+asideSuffix, b); err != nil {
 		return fmt.Errorf("putting the stored login aside: %w", err)
 	}
 	return cause
