@@ -54,11 +54,15 @@ func (c *client) turn(ctx context.Context, id string, generation uint64, look ti
 	}
 }
 
+// settling is how long a claim has to stand in the store at least. Locks may do
+// nothing, and two that start at once, after a power cut say, write at once.
+const settling = 20 * time.Millisecond
+
 // claimRefresh stores that this instance is going to trade the refresh token,
 // and then does so, unless another was faster to say the same.
 func (s *Session) claimRefresh(gone claim) {
 	s.refresh.gone = gone
-	generation := s.rec.generation
+	generation, begun := s.rec.generation, time.Now()
 	s.rec.claim = claim{by: s.id, beat: max(s.rec.claim.beat, gone.beat) + 1}
 	s.changedThen(func() {
 		switch {
@@ -76,7 +80,7 @@ func (s *Session) claimRefresh(gone claim) {
 		default:
 			s.refresh.nextBeat = time.Now().Add(s.claimBeat())
 			s.refresh.waited = s.save.running
-			s.exchange()
+			s.exchange(max(2*time.Since(begun), settling))
 		}
 	})
 }
@@ -113,4 +117,12 @@ func (s *Session) mergeClaim(theirs claim) {
 	default:
 		s.rec.claim = theirs
 	}
+}
+
+// claimed reports whether the store has another's claim by now, or its result.
+func (c *client) claimed(ctx context.Context, generation uint64, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, lookAtLeast)
+	defer cancel()
+	_, r, err := c.read(ctx)
+	return err == nil && r != nil && (r.generation > generation || r.generation == generation && r.claim.by != "" && r.claim.by != id)
 }

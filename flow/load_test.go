@@ -255,6 +255,7 @@ func TestCallersWaitForATokenThatIsBeingSaved(t *testing.T) {
 		release := make(chan struct{})
 		w.store.setFault(w.holdingResults(release))
 		s, _ := w.run() // refreshes at once
+		w.sleep(flow.Settling)
 		w.wantState(s, flow.StateUnavailable)
 		w.wantCount(flowtest.Refresh, 1)
 		go func() {

@@ -69,6 +69,7 @@ func (s *Session) startLogin() {
 			unlock()
 			return func() {
 				s.login.asking = false
+				s.login.next = time.Now().Add(lookAtLeast) // should it not lead anywhere
 				s.found(b, r, nil)
 				s.publish()
 				s.login.reply(nil)
@@ -120,6 +121,7 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 	s.rec.failed, s.rec.held = nil, false
 	s.rec.pending = &pendingLogin{
 		code: d.code, info: d.login, interval: d.interval, poller: s.id,
+		ends:     now.Add(d.login.ExpiresAt.Sub(s.wall(now))),
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
 	// Nobody shall type in a code that a restart has forgotten.

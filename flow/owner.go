@@ -110,7 +110,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 			sooner(p.nextPoll)
 			sooner(p.nextBeat)
 		}
-		sooner(p.info.ExpiresAt.Add(-s.skew))
+		sooner(p.ends)
 	}
 	if s.token != nil && !s.token.expiry.IsZero() {
 		sooner(s.token.lapses)

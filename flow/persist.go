@@ -171,9 +171,14 @@ func (s *Session) changedThen(f func()) {
 
 // writeClosing saves what cannot wait for the last save.
 func (s *Session) writeClosing() {
-	if s.closing && s.save.dirty && !s.save.running && !s.save.frozen && !s.save.unread {
+	if s.closing && s.lastTries == 0 && s.save.dirty && !s.save.running && !s.save.frozen && !s.save.unread {
 		s.write(s.jobCtx)
 	}
+}
+
+func (s *Session) encode() ([]byte, error) {
+	now := time.Now()
+	return s.rec.encode(now, s.wall(now))
 }
 
 // write saves the record, unless the store holds something that another
@@ -181,7 +186,7 @@ func (s *Session) writeClosing() {
 func (s *Session) write(ctx context.Context) {
 	c, seen := s.client.Load(), s.save.seen
 	s.save.dirty = false
-	b, encodeErr := s.rec.encode(s.wall(time.Now()))
+	b, encodeErr := s.encode()
 	timeout := storeTimeout
 	if s.closing {
 		timeout = lastSaveTimeout

@@ -67,6 +67,8 @@ type pendingLogin struct {
 	poller   string // an instance, "" for none
 	beat     uint64
 
+	left     time.Duration // until the end of the code, when the record was saved
+	ends     time.Time     // by the monotonic clock
 	nextPoll time.Time
 	nextBeat time.Time
 	heard    time.Time // when beat was last seen to change
@@ -137,24 +139,29 @@ type storedLogin struct {
 	DeviceCode string        `json:"device_code"`
 	Info       LoginInfo     `json:"login"`
 	Interval   time.Duration `json:"interval_ns"`
+	Left       time.Duration `json:"left_ns"` // clocks of instances may differ
 	Poller     string        `json:"poller,omitempty"`
 	Beat       uint64        `json:"beat,omitempty"`
 }
 
-// encode writes r for the store, as of now.
-func (r *record) encode(now time.Time) ([]byte, error) {
+// encode writes r for the store. It is now, and wall by the wall clock.
+func (r *record) encode(now, wall time.Time) ([]byte, error) {
 	s := storedRecord{
 		Version: recordVersion, Fingerprint: r.fingerprint, Generation: r.generation,
 		Access: r.access.Reveal(), Refresh: r.refresh.Reveal(),
 		Expiry: r.expiry.UTC(), Obtained: r.obtained.UTC(), RefreshAt: r.refreshAt.UTC(),
 		Scope: r.scope, Account: r.account, LoginAt: r.loginAt.UTC(),
-		Failed: r.failed, Held: r.held, Ended: r.ended, Saved: now.UTC(),
+		Failed: r.failed, Held: r.held, Ended: r.ended, Saved: wall.UTC(),
 	}
 	if r.claim.by != "" {
 		s.Claim = &storedClaim{By: r.claim.by, Beat: r.claim.beat}
 	}
 	if p := r.pending; p != nil {
-		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Poller: p.poller, Beat: p.beat}
+		left := p.left
+		if !p.ends.IsZero() {
+			left = p.ends.Sub(now)
+		}
+		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Left: left, Poller: p.poller, Beat: p.beat}
 	}
 	return json.Marshal(s)
 }
@@ -193,6 +200,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 			code: NewSecret(p.DeviceCode), info: p.Info,
 			interval: max(min(p.Interval, maxCodeLifetime), minInterval),
 			poller:   p.Poller, beat: p.Beat,
+			left: min(p.Left, maxCodeLifetime),
 		}
 		if p.Interval <= 0 {
 			r.pending.interval = defaultInterval

@@ -136,11 +136,20 @@ func (s *Session) startRefresh() {
 	})
 }
 
-// exchange trades the refresh token, now that it is this instance's turn.
-func (s *Session) exchange() {
+// exchange trades the refresh token, now that it is this instance's turn, if
+// that is still so after a pause.
+func (s *Session) exchange(pause time.Duration) {
 	s.refresh.trading = true
-	c, epoch, token, generation := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation
+	c, epoch, token, generation, id := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation, s.id
 	s.job(func(ctx context.Context) func() {
+		if sleep(ctx, pause); c.claimed(ctx, generation, id) {
+			return func() {
+				if epoch == s.epoch {
+					s.letGo()
+					s.startRefresh()
+				}
+			}
+		}
 		begin := time.Now()
 		g, err := c.refresh(ctx, token)
 		took := time.Since(begin)

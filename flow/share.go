@@ -60,6 +60,7 @@ func (s *Session) found(b []byte, r *record, err error) {
 	s.merge(r, live)
 	s.remember(b)
 	s.stepSave(time.Now())
+	s.writeClosing()
 }
 
 // merge takes over what is newer in r than in the session's own record.
@@ -87,13 +88,13 @@ func (s *Session) merge(r *record, live bool) {
 	if r.generation < mine.generation || !r.access.Equal(mine.access) {
 		s.save.dirty = true // a late writer, or a store that is behind
 		if r.loginAt.Equal(mine.loginAt) {
-			s.mergePending(r)
+			s.mergePending(r, live)
 			s.publish()
 		}
 		return
 	}
 	s.mergeClaim(r.claim)
-	s.mergePending(r)
+	s.mergePending(r, live)
 	s.publish()
 }
 
@@ -133,7 +134,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	pending := r.pending
 	r.pending = was.pending
 	s.rec = r
-	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended})
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended}, live)
 	s.useAdopted()
 	switch {
 	case s.token != nil:
@@ -181,7 +182,7 @@ func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.
 		return nil, nil
 	}
 	p := r.pending
-	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && p.digest() != ended && wall.Before(p.info.ExpiresAt) {
+	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && p.digest() != ended && p.left > 0 && wall.Before(p.info.ExpiresAt) {
 		return b, r
 	}
 	return nil, nil

@@ -229,6 +229,9 @@ func (l *link) Lock(ctx context.Context, name string) (func(), error) {
 }
 
 func (l *link) RoundTrip(req *http.Request) (*http.Response, error) {
+	if l.life.Err() != nil {
+		return nil, l.life.Err()
+	}
 	token := l.refreshToken(req)
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 )
 
 const (
@@ -70,7 +69,7 @@ func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
 // keepCopy puts the login aside before a part of it is given up.
 func (s *Session) keepCopy() {
 	c := s.client.Load()
-	b, err := s.rec.encode(s.wall(time.Now()))
+	b, err := s.encode()
 	if err != nil {
 		return
 	}
