@@ -92,6 +92,10 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	now := time.Now()
 	if !s.refresh.forced.IsZero() && now.Sub(s.refresh.forced) < forcedGap ||
 		s.refresh.err != nil && now.Before(s.refresh.next) {
+		if s.token != nil && s.token == s.unsure {
+			s.token = nil // the API knows better than our clock
+			s.publish()
+		}
 		return false
 	}
 	s.refresh.forced = now
@@ -354,7 +358,7 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		if e.Kind == KindConfiguration {
 			least = refusedRetryMin
 		}
-		wait = min(wait, max(s.token.lapses.Sub(now), least))
+		wait = min(wait, max(s.token.lapses.Sub(now)-s.claimBeat(), least))
 	}
 	s.changed() // the claim is given up
 	s.refreshIn(now, max(wait, e.RetryAfter))

@@ -103,7 +103,7 @@ func TestRetryAfterIsHonouredWithinBounds(t *testing.T) {
 						w.Fatal("no error")
 					}
 					w.sleep(tc.most + time.Second)
-					if gaps := w.gaps(flowtest.Refresh); len(gaps) != 1 || gaps[0] < tc.least || gaps[0] > tc.most {
+					if gaps := w.gaps(flowtest.Refresh); len(gaps) != 1 || gaps[0] < tc.least || gaps[0] > tc.most+flow.Settling {
 						w.Fatalf("gaps %v, want %v to %v", gaps, tc.least, tc.most)
 					}
 					w.wantToken(s)
@@ -144,7 +144,7 @@ func TestRefusedClientIsNotHammered(t *testing.T) {
 		if err := s.SetConfig(w.cfg); err != nil { // the secret has been put right
 			w.Fatal(err)
 		}
-		w.sleep(0)
+		w.sleep(flow.Settling)
 		w.wantState(s, flow.StateAuthorized)
 		w.wantToken(s)
 		w.wantCount(flowtest.Device, 1)

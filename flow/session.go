@@ -73,6 +73,8 @@ type owner struct {
 	lapses time.Time
 	// doubted is a token that lapsed by the wall clock only.
 	doubted *Token
+	// unsure is a token whose age nobody knows.
+	unsure *Token
 	// skew shifts the wall clock, in tests.
 	skew time.Duration
 

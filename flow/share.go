@@ -114,7 +114,12 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		}
 	}
 	wall := s.wall(now)
+	// A record from the future: this clock is wrong, or the writer's was.
+	future := !live && r.obtained.After(wall.Add(time.Minute))
 	if l := r.lifetime(); l > 0 {
+		if future {
+			r.obtained, r.expiry = wall, wall.Add(l)
+		}
 		ahead := r.refreshAt.Sub(r.obtained)
 		if looked := s.wall(s.save.looked); live && (r.obtained.Before(looked) || r.obtained.After(wall)) {
 			// Another clock: the token is not older than our look before.
@@ -129,6 +134,9 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		// Whoever refreshed last goes first the next time: locks may do nothing.
 		ahead += time.Duration((0.02 + 0.06*rand.Float64()) * float64(r.lifetime()))
 	}
+	if future {
+		ahead = 0
+	}
 	s.refreshIn(now, ahead)
 	s.refresh.succeeded()
 	pending := r.pending
@@ -136,6 +144,9 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	s.rec = r
 	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended}, live)
 	s.useAdopted()
+	if future {
+		s.unsure = s.token
+	}
 	switch {
 	case s.token != nil:
 	case !r.refresh.IsZero():
