@@ -36,8 +36,14 @@ const (
 // metadata.
 type client struct {
 	Config
-	discovered *atomic.Pointer[Endpoints]
-	loads      *atomic.Int32 // reads of the store that are under way
+	fingerprint string // of Config
+	storageKey  string // of the record
+	discovered  *atomic.Pointer[Endpoints]
+	loads       *atomic.Int32 // reads of the store that are under way
+}
+
+func newClient(cfg Config, fingerprint string) *client {
+	return &client{Config: cfg, fingerprint: fingerprint, storageKey: cfg.StorageName + "-" + fingerprint + ".json"}
 }
 
 // answer is a response that has been read.

@@ -12,6 +12,7 @@ import (
 func (s *Session) Login(ctx context.Context) (Status, error) {
 	reply := make(chan error, 1)
 	err := s.command(ctx, reply, func() {
+		s.login.unused = 0 // somebody is there
 		if s.rec.pending != nil {
 			reply <- nil
 			return

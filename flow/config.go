@@ -224,11 +224,6 @@ func (c Config) Fingerprint() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// storageKey is where the record lies in the [Store].
-func (c Config) storageKey() string {
-	return c.StorageName + "-" + c.Fingerprint() + ".json"
-}
-
 // checkEndpoint accepts absolute https URLs, and http ones on loopback or when
 // the operator insists.
 func checkEndpoint(raw string, insecure bool) error {

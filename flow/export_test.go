@@ -8,6 +8,9 @@ import (
 // LookEvery is the longest pause between looks into a shared store.
 const LookEvery = lookEvery
 
+// Settling is the pause between a claim and the refresh.
+const Settling = settling
+
 // Skew sets the wall clock of a session before it runs.
 func (s *Session) Skew(d time.Duration) { s.skew = d }
 

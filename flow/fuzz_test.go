@@ -175,7 +175,7 @@ func FuzzRecord(f *testing.F) {
 		scope: []string{"a"}, account: &Account{Subject: "s"},
 		pending: &pendingLogin{code: NewSecret("dc"), interval: time.Second, info: LoginInfo{UserCode: "A", ExpiresAt: time.Unix(1e9, 0)}},
 	}
-	b, err := full.encode(time.Now())
+	b, err := full.encode(time.Now(), time.Now())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func FuzzRecord(f *testing.F) {
 		if p := r.pending; p != nil && (p.interval < minInterval || p.interval > maxCodeLifetime || s.Pending.Interval <= 0 && p.interval != defaultInterval) {
 			t.Errorf("interval %v", p.interval)
 		}
-		again, err := r.encode(time.Time{})
+		again, err := r.encode(time.Time{}, time.Time{})
 		if err != nil {
 			return // a year beyond 9999
 		}
@@ -214,7 +214,7 @@ func FuzzRecord(f *testing.F) {
 		if err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
-		third, err := r2.encode(time.Time{})
+		third, err := r2.encode(time.Time{}, time.Time{})
 		if err != nil || !bytes.Equal(again, third) || !reflect.DeepEqual(r.scope, r2.scope) && len(r.scope)+len(r2.scope) > 0 {
 			t.Errorf("%s became %s", again, third)
 		}
@@ -224,7 +224,7 @@ func FuzzRecord(f *testing.F) {
 func FuzzSealedRecord(f *testing.F) {
 	key := func(b string) Key { return Key{id: b, secret: NewSecret(strings.Repeat(b, keySize))} }
 	with := func(keys ...Key) *client { return &client{Config: Config{StorageName: "s", Keys: keys}} }
-	full, err := (&record{fingerprint: "f", generation: 3, refresh: NewSecret("rt")}).encode(time.Unix(1e9, 0))
+	full, err := (&record{fingerprint: "f", generation: 3, refresh: NewSecret("rt")}).encode(time.Unix(1e9, 0), time.Unix(1e9, 0))
 	if err != nil {
 		f.Fatal(err)
 	}

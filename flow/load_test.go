@@ -253,8 +253,9 @@ func TestCallersWaitForATokenThatIsBeingSaved(t *testing.T) {
 		stop()
 		w.sleep(2 * time.Hour)
 		release := make(chan struct{})
-		w.store.setFault(holding("save", release))
+		w.store.setFault(w.holdingResults(release))
 		s, _ := w.run() // refreshes at once
+		w.sleep(flow.Settling)
 		w.wantState(s, flow.StateUnavailable)
 		w.wantCount(flowtest.Refresh, 1)
 		go func() {

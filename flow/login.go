@@ -32,7 +32,7 @@ type loginState struct {
 	unused   int       // codes in a row that nobody approved
 	next     time.Time // no device request on demand before this
 	err      *StatusError
-	ended    Secret // the code that ended last; a late writer may bring it back
+	ended    string // as in the record, but of what this instance knows
 	replies  []chan error
 }
 
@@ -69,6 +69,7 @@ func (s *Session) startLogin() {
 			unlock()
 			return func() {
 				s.login.asking = false
+				s.login.next = time.Now().Add(lookAtLeast) // should it not lead anywhere
 				s.found(b, r, nil)
 				s.publish()
 				s.login.reply(nil)
@@ -110,10 +111,17 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 		s.login.reply(e)
 		return
 	}
+	if s.rec.pending != nil {
+		// Another instance was faster; people may be typing in its code by now.
+		s.publish()
+		s.login.reply(nil)
+		return
+	}
 	s.login.failures, s.login.err = 0, nil
 	s.rec.failed, s.rec.held = nil, false
 	s.rec.pending = &pendingLogin{
 		code: d.code, info: d.login, interval: d.interval, poller: s.id,
+		ends:     now.Add(d.login.ExpiresAt.Sub(s.wall(now))),
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
 	// Nobody shall type in a code that a restart has forgotten.
@@ -204,11 +212,13 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		s.loginFailed(asError(opPoll, err))
 		return
 	}
-	s.release() // a refresh that waits for the store belongs to the login before
+	s.letGo() // what a refresh brings now belongs to the login before
+	s.release()
 	before := s.rec
+	before.endPending()
 	s.epoch++
-	s.login = loginState{asking: s.login.asking, replies: s.login.replies, ended: before.pendingCode()}
-	s.rec = &record{fingerprint: before.fingerprint, generation: before.generation, loginAt: time.Now().Round(0)}
+	s.login = loginState{asking: s.login.asking, replies: s.login.replies, ended: before.ended}
+	s.rec = &record{fingerprint: before.fingerprint, generation: before.generation + loginLeap - 1, loginAt: time.Now().Round(0), ended: before.ended}
 	s.rec.account = g.account
 	if len(g.scope) == 0 {
 		// RFC 6749 §5.1: left out when identical to what was asked for.
@@ -218,7 +228,6 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		g.access, g.lifetime, s.token = Secret{}, 0, nil
 	}
 	s.adopt(g)
-	s.refresh.running = false // of the login before; its result is dropped by the epoch
 	if err != nil {
 		s.refreshFailed(asError(opPoll, err), took)
 	} else {
@@ -241,8 +250,8 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 // loginFailed ends a pending login. Except for a code that ran out, only a
 // person starts the next one.
 func (s *Session) loginFailed(e *Error) {
-	s.login.ended = s.rec.pendingCode()
-	s.rec.pending = nil
+	s.rec.endPending()
+	s.login.ended = s.rec.ended
 	s.login.held = e.Kind != KindExpired
 	if e.Kind == KindExpired {
 		s.login.unused++
@@ -285,13 +294,16 @@ func (s *Session) forget(reply chan error) {
 	if token.IsZero() {
 		token, hint = s.rec.access, "access_token"
 	}
-	was, ended := s.rec.loggedIn(), s.rec.pendingCode()
+	was := s.rec.loggedIn()
+	s.rec.endPending()
+	ended := s.rec.ended
 	s.epoch++
-	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + logoutLeap}
+	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + logoutLeap, ended: ended}
 	s.token = nil
 	s.login.reply(errOvertaken)
 	s.login = loginState{asking: s.login.asking, polling: s.login.polling, ended: ended}
 	s.refresh.reply(errOvertaken)
+	s.letGo()
 	s.refresh = refreshState{}
 	s.save.held = nil              // nobody shall hear of it any more
 	s.save.outrank = s.save.unread // whatever is stored goes

@@ -52,6 +52,8 @@ func (s *Session) Run(ctx context.Context) {
 		now := time.Now()
 		if s.closing {
 			if s.jobs > 0 && !abandoned && (s.lastTries == 0 || s.save.running) {
+				s.stepClaim(now)
+				timer.Reset(s.claimBeat())
 				continue
 			}
 			s.leavePending()
@@ -108,7 +110,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 			sooner(p.nextPoll)
 			sooner(p.nextBeat)
 		}
-		sooner(p.info.ExpiresAt.Add(-s.skew))
+		sooner(p.ends)
 	}
 	if s.token != nil && !s.token.expiry.IsZero() {
 		sooner(s.token.lapses)
@@ -121,6 +123,9 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 	}
 	if s.save.held != nil {
 		sooner(s.save.heldUntil)
+	}
+	if s.refresh.trading {
+		sooner(s.refresh.nextBeat)
 	}
 	return max(d, 0)
 }

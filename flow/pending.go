@@ -15,8 +15,8 @@ func (s *Session) stepPending(now time.Time) {
 		return
 	}
 	switch {
-	case !s.wall(now).Before(p.info.ExpiresAt):
-		// RFC 8628 §3.5, and the local clock: some servers say pending for ever.
+	case !now.Before(p.ends):
+		// RFC 8628 §3.5: some servers say pending for ever.
 		s.loginFailed(&Error{Kind: KindExpired, Op: opPoll, Code: "expired_token"})
 	case p.poller != s.id:
 		if p.poller == "" || now.Sub(p.heard) > p.patience() {
@@ -48,24 +48,34 @@ func (s *Session) leavePending() {
 }
 
 // mergePending takes over what r says about the code that is out.
-func (s *Session) mergePending(r *record) {
+func (s *Session) mergePending(r *record, live bool) {
 	now, mine, theirs := time.Now(), s.rec.pending, r.pending
-	if theirs != nil && !s.wall(now).Before(theirs.info.ExpiresAt) {
-		theirs = nil
+	if theirs != nil && (mine == nil || !mine.code.Equal(theirs.code)) {
+		// By our own clock, as far as it can be told: clocks may be minutes apart.
+		left := theirs.left
+		if !live {
+			left = min(left, theirs.info.ExpiresAt.Sub(s.wall(now)))
+		}
+		theirs.ends, theirs.info.ExpiresAt = now.Add(left), s.wall(now).Add(left)
+		if left <= 0 {
+			theirs = nil
+		}
 	}
 	switch {
 	case theirs == nil && mine == nil:
 		s.adoptFailure(r)
-	case theirs == nil && mine.poller == s.id && !s.rec.held:
-		s.save.dirty = true // a late writer has dropped it
-	case theirs == nil:
-		s.rec.pending = nil
+	case theirs == nil && r.ended == mine.digest():
+		s.rec.endPending()
+		s.login.ended = s.rec.ended
 		s.adoptFailure(r)
-	case mine == nil && theirs.code.Equal(s.login.ended):
+	case theirs == nil:
+		s.save.dirty = true // a late writer does not know of it
+	case theirs.digest() == s.login.ended:
+		s.rec.ended = s.login.ended
 		s.save.dirty = true // a late writer has brought it back
 	case mine == nil || !mine.code.Equal(theirs.code):
 		theirs.nextPoll = now.Add(theirs.interval)
-		theirs.heard = now // not by r.saved: clocks may be minutes apart
+		theirs.heard = now
 		s.rec.pending = theirs
 		s.login.err, s.login.held = nil, false
 		s.rec.failed, s.rec.held = nil, false

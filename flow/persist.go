@@ -67,7 +67,7 @@ func (s *Session) stepSave(now time.Time) {
 
 // mayLook reports whether the owner is free to take over what others did.
 func (s *Session) mayLook() bool {
-	return s.loaded && !s.save.running && !s.save.unread && s.save.held == nil && !s.refresh.running && !s.login.polling && !s.login.asking
+	return s.loaded && !s.save.running && !s.save.unread && s.save.held == nil
 }
 
 // call runs work, a call of the store, beside the owner, and then done.
@@ -166,6 +166,14 @@ func (s *Session) changedThen(f func()) {
 	s.save.held, s.save.heldUntil = f, time.Now().Add(wait)
 	s.save.next = time.Time{} // a new secret is worth an attempt at once
 	s.changed()
+	s.writeClosing()
+}
+
+// writeClosing saves what cannot wait for the last save.
+func (s *Session) writeClosing() {
+	if s.closing && s.lastTries == 0 && s.save.dirty && !s.save.running && !s.save.frozen && !s.save.unread {
+		s.write(s.jobCtx)
+	}
 }
 
 // write saves the record, unless the store holds something that another
@@ -173,7 +181,7 @@ func (s *Session) changedThen(f func()) {
 func (s *Session) write(ctx context.Context) {
 	c, seen := s.client.Load(), s.save.seen
 	s.save.dirty = false
-	b, encodeErr := s.rec.encode(s.wall(time.Now()))
+	b, encodeErr := s.encode()
 	timeout := storeTimeout
 	if s.closing {
 		timeout = lastSaveTimeout
@@ -182,7 +190,7 @@ func (s *Session) write(ctx context.Context) {
 		if encodeErr != nil {
 			return func() { s.saved(nil, encodeErr) }
 		}
-		if there, r, err := c.read(ctx); there != nil && string(there) != seen.Reveal() {
+		if there, r, err := c.readUnlike(ctx, seen); there != nil {
 			if errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
 				err = c.putAside(ctx, there, nil)
 			}
@@ -194,7 +202,7 @@ func (s *Session) write(ctx context.Context) {
 			}
 		}
 		// A store that cannot be read may still be written.
-		err := c.Store.Save(ctx, c.storageKey(), b)
+		err := c.Store.Save(ctx, c.storageKey, b)
 		return func() { s.saved(b, err) }
 	})
 }

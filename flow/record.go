@@ -1,6 +1,8 @@
 package flow
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,8 +14,12 @@ import (
 const recordVersion = 1
 
 // logoutLeap is by how much a logout raises the generation: refreshes that other
-// instances have under way shall not outrank it.
-const logoutLeap = 16
+// instances have under way shall not outrank it. A login leaps, too, but not as
+// far: it shall not be lost to a refresh of the login before, nor undo a logout.
+const (
+	logoutLeap = 16
+	loginLeap  = 8
+)
 
 // ErrRecord is wrapped by every error about a stored record that can be read
 // but not used.
@@ -45,6 +51,11 @@ type record struct {
 	// person may start the next.
 	failed *StatusError
 	held   bool
+	// ended is the digest of the code that ended last, however it did: a late
+	// writer may bring it back.
+	ended string
+
+	claim claim
 
 	// stale: the store has it in another form than it would be written in now.
 	stale bool
@@ -59,18 +70,25 @@ type pendingLogin struct {
 	poller   string // an instance, "" for none
 	beat     uint64
 
+	left     time.Duration // until the end of the code, when the record was saved
+	ends     time.Time     // by the monotonic clock
 	nextPoll time.Time
 	nextBeat time.Time
 	heard    time.Time // when beat was last seen to change
 	failures int       // polls without any answer in a row
 }
 
-// pendingCode is the code that is out, or the zero Secret.
-func (r *record) pendingCode() Secret {
-	if r.pending == nil {
-		return Secret{}
+// digest stands for the code where it is only compared.
+func (p *pendingLogin) digest() string {
+	sum := sha256.Sum256([]byte(p.code.Reveal()))
+	return hex.EncodeToString(sum[:8])
+}
+
+// endPending forgets the code that is out.
+func (r *record) endPending() {
+	if r.pending != nil {
+		r.ended, r.pending = r.pending.digest(), nil
 	}
-	return r.pending.code
 }
 
 // patience is how long a poller may be silent before another takes over.
@@ -110,28 +128,43 @@ type storedRecord struct {
 	Pending     *storedLogin `json:"pending,omitempty"`
 	Failed      *StatusError `json:"failed,omitempty"`
 	Held        bool         `json:"held,omitempty"`
+	Ended       string       `json:"ended,omitempty"`
+	Claim       *storedClaim `json:"refreshing,omitempty"`
 	Saved       time.Time    `json:"saved_at,omitzero"` // for a person who looks at it
+}
+
+type storedClaim struct {
+	By   string `json:"by"`
+	Beat uint64 `json:"beat"`
 }
 
 type storedLogin struct {
 	DeviceCode string        `json:"device_code"`
 	Info       LoginInfo     `json:"login"`
 	Interval   time.Duration `json:"interval_ns"`
+	Left       time.Duration `json:"left_ns"` // clocks of instances may differ
 	Poller     string        `json:"poller,omitempty"`
 	Beat       uint64        `json:"beat,omitempty"`
 }
 
-// encode writes r for the store, as of now.
-func (r *record) encode(now time.Time) ([]byte, error) {
+// encode writes r for the store. It is now, and wall by the wall clock.
+func (r *record) encode(now, wall time.Time) ([]byte, error) {
 	s := storedRecord{
 		Version: recordVersion, Fingerprint: r.fingerprint, Generation: r.generation,
 		Access: r.access.Reveal(), Refresh: r.refresh.Reveal(),
 		Expiry: r.expiry.UTC(), Obtained: r.obtained.UTC(), RefreshAt: r.refreshAt.UTC(),
 		Scope: r.scope, Account: r.account, LoginAt: r.loginAt.UTC(),
-		Failed: r.failed, Held: r.held, Saved: now.UTC(),
+		Failed: r.failed, Held: r.held, Ended: r.ended, Saved: wall.UTC(),
+	}
+	if r.claim.by != "" {
+		s.Claim = &storedClaim{By: r.claim.by, Beat: r.claim.beat}
 	}
 	if p := r.pending; p != nil {
-		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Poller: p.poller, Beat: p.beat}
+		left := p.left
+		if !p.ends.IsZero() {
+			left = p.ends.Sub(now)
+		}
+		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Left: left, Poller: p.poller, Beat: p.beat}
 	}
 	return json.Marshal(s)
 }
@@ -160,13 +193,17 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		fingerprint: s.Fingerprint, generation: s.Generation,
 		access: NewSecret(s.Access), refresh: NewSecret(s.Refresh),
 		expiry: s.Expiry, obtained: s.Obtained, refreshAt: s.RefreshAt,
-		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held,
+		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, ended: s.Ended,
+	}
+	if k := s.Claim; k != nil {
+		r.claim = claim{by: k.By, beat: k.Beat}
 	}
 	if p := s.Pending; p != nil && p.DeviceCode != "" && p.Info.UserCode != "" {
 		r.pending = &pendingLogin{
 			code: NewSecret(p.DeviceCode), info: p.Info,
 			interval: max(min(p.Interval, maxCodeLifetime), minInterval),
 			poller:   p.Poller, beat: p.Beat,
+			left: min(p.Left, maxCodeLifetime),
 		}
 		if p.Interval <= 0 {
 			r.pending.interval = defaultInterval

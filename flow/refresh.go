@@ -23,6 +23,11 @@ const (
 // refreshState is the owner's memory of refreshes.
 type refreshState struct {
 	running  bool
+	trading  bool      // the exchange itself is under way
+	nextBeat time.Time // of our claim, while trading
+	waited   bool      // in vain, for the claim to be stored
+	gone     claim     // of an instance that did not come to an end
+	unlock   func()    // of the lock that the attempt under way holds
 	next     time.Time // when to refresh; meaningless without a refresh token
 	nextWall time.Time // the same by the wall clock
 	failures int
@@ -49,6 +54,7 @@ func (r *refreshState) reply(err error) {
 }
 
 func (s *Session) stepRefresh(now time.Time) {
+	s.stepClaim(now)
 	if s.rec.refresh.IsZero() || s.refresh.running || s.save.held != nil {
 		return
 	}
@@ -86,6 +92,10 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	now := time.Now()
 	if !s.refresh.forced.IsZero() && now.Sub(s.refresh.forced) < forcedGap ||
 		s.refresh.err != nil && now.Before(s.refresh.next) {
+		if s.token != nil && s.token == s.unsure {
+			s.token = nil // the API knows better than our clock
+			s.publish()
+		}
 		return false
 	}
 	s.refresh.forced = now
@@ -103,45 +113,74 @@ func (s *Session) startRefresh() {
 	if s.token == nil {
 		s.publish() // callers may wait for it
 	}
-	c, epoch, token, generation := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation
-	wait := s.lockWait(time.Now())
+	c, epoch, id, generation, wait := s.client.Load(), s.epoch, s.id, s.rec.generation, s.lockWait(time.Now())
 	s.job(func(ctx context.Context) func() {
 		// The generation in the name keeps an orphaned lock from standing in the
 		// way of any other refresh than the one it was taken for.
 		unlock := c.lock(ctx, fmt.Sprint("refresh-", generation), wait)
-		look, cancel := context.WithTimeout(ctx, max(wait/3, lookAtLeast))
-		b, r := c.newerThan(look, generation)
-		cancel()
-		var (
-			g    *grant
-			err  error
-			took time.Duration
-		)
-		if r == nil {
-			begin := time.Now()
-			g, err = c.refresh(ctx, token)
-			took = time.Since(begin)
-			if e := (*Error)(nil); errors.As(err, &e) && (e.Kind == KindReauthorize || e.Kind == KindDoubtful) {
-				// The refresh token may have been used up by another instance, whose
-				// lock was lost and whose record is on its way.
-				for i := 0; r == nil && i < 2; i++ {
-					sleep(ctx, time.Duration(i)*rereadAfter)
-					b, r = c.newerThan(ctx, generation)
+		b, r, gone := c.turn(ctx, id, generation, max(wait/3, lookAtLeast))
+		return func() {
+			if epoch != s.epoch || s.closing {
+				s.giveBack(unlock)
+				return
+			}
+			s.refresh.unlock = unlock
+			switch {
+			case r != nil:
+				s.letGo()
+				s.found(b, r, nil)
+				s.refresh.reply(nil)
+			case s.rec.generation != generation: // a look was faster
+				s.letGo()
+				s.refresh.reply(nil)
+			default:
+				s.claimRefresh(gone)
+			}
+		}
+	})
+}
+
+// exchange trades the refresh token, now that it is this instance's turn, if
+// that is still so after a pause.
+func (s *Session) exchange(pause time.Duration) {
+	s.refresh.trading = true
+	c, epoch, token, generation, id := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation, s.id
+	s.job(func(ctx context.Context) func() {
+		if sleep(ctx, pause); c.claimed(ctx, generation, id) {
+			return func() {
+				if epoch == s.epoch {
+					s.letGo()
+					s.startRefresh()
 				}
+			}
+		}
+		begin := time.Now()
+		g, err := c.refresh(ctx, token)
+		took := time.Since(begin)
+		var (
+			b []byte
+			r *record
+		)
+		if e := (*Error)(nil); errors.As(err, &e) && (e.Kind == KindReauthorize || e.Kind == KindDoubtful) {
+			// The refresh token may have been used up by another instance, whose
+			// claim was lost and whose record is on its way.
+			for i := 0; r == nil && i < 2; i++ {
+				sleep(ctx, time.Duration(i)*rereadAfter)
+				b, r = c.newerThan(ctx, generation)
 			}
 		}
 		return func() {
 			switch {
 			case epoch != s.epoch:
 				s.discard(g)
-				s.giveBack(unlock)
 			case r != nil:
-				s.giveBack(unlock)
-				s.refresh.running = false
+				s.letGo()
 				s.found(b, r, nil)
 				s.refresh.reply(nil)
 			default:
-				s.save.unlock = append(s.save.unlock, unlock) // once the result is in the store
+				s.save.unlock = append(s.save.unlock, s.refresh.unlock) // once the result is in the store
+				s.refresh.unlock = nil
+				s.letGo()
 				s.refreshed(g, err, took)
 				if !s.save.dirty && !s.save.running {
 					s.unlock() // there was nothing to store
@@ -176,7 +215,6 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // refreshed takes the answer to a refresh.
 func (s *Session) refreshed(g *grant, err error, took time.Duration) {
-	s.refresh.running = false
 	if err != nil {
 		e := asError(opRefresh, err)
 		if g != nil && !g.refresh.IsZero() {
@@ -192,12 +230,18 @@ func (s *Session) refreshed(g *grant, err error, took time.Duration) {
 	}
 	s.adopt(g)
 	s.refresh.succeeded()
-	s.changedThen(func() {
+	use := func() {
 		s.useAdopted()
 		s.publish()
 		s.observe(Event{Kind: EventTokenRefreshed, Took: took})
 		s.refresh.reply(nil)
-	})
+	}
+	if s.refresh.waited && s.save.running {
+		s.save.dirty = true // the store hangs: once is enough
+		use()
+		return
+	}
+	s.changedThen(use)
 }
 
 // adopt writes a grant into the record. The token in use stays what it is until
@@ -314,8 +358,9 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		if e.Kind == KindConfiguration {
 			least = refusedRetryMin
 		}
-		wait = min(wait, max(s.token.lapses.Sub(now), least))
+		wait = min(wait, max(s.token.lapses.Sub(now)-s.claimBeat(), least))
 	}
+	s.changed() // the claim is given up
 	s.refreshIn(now, max(wait, e.RetryAfter))
 	s.refresh.err = statusError(e, s.refresh.next)
 	s.publish()

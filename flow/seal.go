@@ -123,4 +123,4 @@ func (c *client) open(b []byte) (plain []byte, stale bool, err error) {
 
 // sealedFor binds an envelope to its place: the record of one session shall not
 // pass for another's.
-func (c *client) sealedFor() []byte { return []byte(sealedFor + c.storageKey()) }
+func (c *client) sealedFor() []byte { return []byte(sealedFor + c.storageKey) }

@@ -73,6 +73,8 @@ type owner struct {
 	lapses time.Time
 	// doubted is a token that lapsed by the wall clock only.
 	doubted *Token
+	// unsure is a token whose age nobody knows.
+	unsure *Token
 	// skew shifts the wall clock, in tests.
 	skew time.Duration
 
@@ -94,8 +96,11 @@ func New(cfg Config) (*Session, error) {
 		rejected: make(chan *Token, 1),
 		done:     make(chan struct{}),
 	}
-	s.client.Store(&client{Config: cfg, discovered: new(atomic.Pointer[Endpoints]), loads: new(atomic.Int32)})
-	s.rec = &record{fingerprint: cfg.Fingerprint()}
+	fingerprint := cfg.Fingerprint()
+	c := newClient(cfg, fingerprint)
+	c.discovered, c.loads = new(atomic.Pointer[Endpoints]), new(atomic.Int32)
+	s.client.Store(c)
+	s.rec = &record{fingerprint: fingerprint}
 	s.state, s.since = StateUnavailable, stamp(time.Now())
 	s.view.Store(&view{
 		status:  Status{Session: cfg.Name, State: s.state, Since: s.since},
@@ -114,10 +119,13 @@ func (s *Session) SetConfig(cfg Config) error {
 	}
 	cfg = cfg.withDefaults()
 	old := s.client.Load()
-	if cfg.Fingerprint() != old.Fingerprint() {
+	fingerprint := cfg.Fingerprint()
+	if fingerprint != old.fingerprint {
 		return fmt.Errorf("session %s: the new configuration describes another login", cfg.Name)
 	}
-	s.client.Store(&client{Config: cfg, discovered: old.discovered, loads: old.loads})
+	c := newClient(cfg, fingerprint)
+	c.discovered, c.loads = old.discovered, old.loads
+	s.client.Store(c)
 	select {
 	case s.swap <- struct{}{}:
 	default:

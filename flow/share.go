@@ -21,8 +21,8 @@ const liveWithin = time.Minute
 func (s *Session) look() {
 	c, seen := s.client.Load(), s.save.seen
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
-		b, r, err := c.read(ctx)
-		changed := b != nil && string(b) != seen.Reveal()
+		b, r, err := c.readUnlike(ctx, seen)
+		changed := r != nil || errors.Is(err, ErrRecord)
 		if changed && errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
 			err = c.putAside(ctx, b, err)
 		}
@@ -60,6 +60,7 @@ func (s *Session) found(b []byte, r *record, err error) {
 	s.merge(r, live)
 	s.remember(b)
 	s.stepSave(time.Now())
+	s.writeClosing()
 }
 
 // merge takes over what is newer in r than in the session's own record.
@@ -86,9 +87,14 @@ func (s *Session) merge(r *record, live bool) {
 	}
 	if r.generation < mine.generation || !r.access.Equal(mine.access) {
 		s.save.dirty = true // a late writer, or a store that is behind
+		if r.loginAt.Equal(mine.loginAt) {
+			s.mergePending(r, live)
+			s.publish()
+		}
 		return
 	}
-	s.mergePending(r)
+	s.mergeClaim(r.claim)
+	s.mergePending(r, live)
 	s.publish()
 }
 
@@ -97,17 +103,23 @@ func (s *Session) merge(r *record, live bool) {
 // lifetimes can be counted by our own clock; instances' clocks differ.
 func (s *Session) adoptRecord(r *record, live bool) {
 	was, now := s.rec, time.Now()
-	another := was.generation > 0 && !was.loginAt.Equal(r.loginAt)
+	another := s.loaded && !was.loginAt.Equal(r.loginAt)
 	if another {
 		s.epoch++
-		s.refresh.running = false
+		s.letGo()
 		s.login.polling = false
-		if mine := was.pendingCode(); !mine.IsZero() && !mine.Equal(r.pendingCode()) {
-			s.login.ended, was.pending = mine, nil // the new login is there, no need for another
+		if p := was.pending; p != nil && (r.pending == nil || !p.code.Equal(r.pending.code)) {
+			was.endPending() // the new login is there, no need for another
+			s.login.ended = was.ended
 		}
 	}
 	wall := s.wall(now)
+	// A record from the future: this clock is wrong, or the writer's was.
+	future := !live && r.obtained.After(wall.Add(time.Minute))
 	if l := r.lifetime(); l > 0 {
+		if future {
+			r.obtained, r.expiry = wall, wall.Add(l)
+		}
 		ahead := r.refreshAt.Sub(r.obtained)
 		if looked := s.wall(s.save.looked); live && (r.obtained.Before(looked) || r.obtained.After(wall)) {
 			// Another clock: the token is not older than our look before.
@@ -118,17 +130,23 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		s.lapses = time.Time{}
 	}
 	ahead := r.refreshAt.Sub(wall)
-	if live {
+	if s.loaded {
 		// Whoever refreshed last goes first the next time: locks may do nothing.
 		ahead += time.Duration((0.02 + 0.06*rand.Float64()) * float64(r.lifetime()))
+	}
+	if future {
+		ahead = 0
 	}
 	s.refreshIn(now, ahead)
 	s.refresh.succeeded()
 	pending := r.pending
 	r.pending = was.pending
 	s.rec = r
-	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held})
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended}, live)
 	s.useAdopted()
+	if future {
+		s.unsure = s.token
+	}
 	switch {
 	case s.token != nil:
 	case !r.refresh.IsZero():
@@ -150,7 +168,7 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 	defer cancel()
 	got := make(chan func(), 1)
 	go func() {
-		unlock, err := l.Lock(ctx, c.storageKey()+"."+name)
+		unlock, err := l.Lock(ctx, c.storageKey+"."+name)
 		if err != nil {
 			unlock = func() {}
 		}
@@ -167,7 +185,7 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 
 // elsewhere reads the store before a login starts, and returns the record if
 // another instance has logged in meanwhile or has a code out.
-func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended Secret, wall time.Time) ([]byte, *record) {
+func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended string, wall time.Time) ([]byte, *record) {
 	ctx, cancel := context.WithTimeout(ctx, loginLockWait)
 	defer cancel()
 	b, r, err := c.read(ctx)
@@ -175,7 +193,7 @@ func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.
 		return nil, nil
 	}
 	p := r.pending
-	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && !p.code.Equal(ended) && wall.Before(p.info.ExpiresAt) {
+	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && p.digest() != ended && p.left > 0 && wall.Before(p.info.ExpiresAt) {
 		return b, r
 	}
 	return nil, nil

@@ -3,9 +3,11 @@ package flow_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -155,6 +157,45 @@ type link struct {
 	cut  context.CancelFunc
 	// orphan is how long its locks outlive it.
 	orphan time.Duration
+
+	mu      sync.Mutex
+	rotated map[string]bool // refresh tokens that it has had answers for
+	resent  int             // of these, sent again
+}
+
+// refreshToken notes the refresh token that a request carries.
+func (l *link) refreshToken(req *http.Request) string {
+	if req.GetBody == nil {
+		return ""
+	}
+	body, err := req.GetBody()
+	if err != nil {
+		return ""
+	}
+	b, _ := io.ReadAll(body)
+	form, _ := url.ParseQuery(string(b))
+	token := form.Get("refresh_token")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rotated[token] {
+		l.resent++
+	}
+	return token
+}
+
+func (l *link) answered(token string, body []byte) {
+	var fields struct {
+		Refresh string `json:"refresh_token"`
+	}
+	if token == "" || json.Unmarshal(body, &fields) != nil || fields.Refresh == "" || fields.Refresh == token {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rotated == nil {
+		l.rotated = map[string]bool{}
+	}
+	l.rotated[token] = true
 }
 
 func (l *link) Load(ctx context.Context, key string) ([]byte, error) {
@@ -188,6 +229,10 @@ func (l *link) Lock(ctx context.Context, name string) (func(), error) {
 }
 
 func (l *link) RoundTrip(req *http.Request) (*http.Response, error) {
+	if l.life.Err() != nil {
+		return nil, l.life.Err()
+	}
+	token := l.refreshToken(req)
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
@@ -201,6 +246,9 @@ func (l *link) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, l.life.Err()
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(b))
+	if err == nil {
+		l.answered(token, b)
+	}
 	return resp, err
 }
 

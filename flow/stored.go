@@ -14,6 +14,11 @@ const (
 
 // read fetches, opens and decodes the record. Without one, all results are nil.
 func (c *client) read(ctx context.Context) ([]byte, *record, error) {
+	return c.readUnlike(ctx, Secret{})
+}
+
+// readUnlike is read, but it does not decode what is as it was seen before.
+func (c *client) readUnlike(ctx context.Context, seen Secret) ([]byte, *record, error) {
 	b, err := c.load(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil, nil
@@ -21,24 +26,28 @@ func (c *client) read(ctx context.Context) ([]byte, *record, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if len(b) > 0 && string(b) == seen.Reveal() {
+		return b, nil, nil
+	}
 	plain, stale, err := c.open(b)
 	if err != nil {
 		return b, nil, err
 	}
-	r, err := decodeRecord(plain, c.Fingerprint())
+	r, err := decodeRecord(plain, c.fingerprint)
 	if r != nil {
 		r.stale = stale
 	}
 	return b, r, err
 }
 
-// encode is the record as the store gets it.
-func (c *client) encode(r *record, now time.Time) ([]byte, error) {
-	b, err := r.encode(now)
+// encode writes the record as it goes into the store.
+func (s *Session) encode() ([]byte, error) {
+	now := time.Now()
+	b, err := s.rec.encode(now, s.wall(now))
 	if err != nil {
 		return nil, err
 	}
-	return c.seal(b)
+	return s.client.Load().seal(b)
 }
 
 // load is Store.Load for no longer than ctx, whatever the store makes of ctx: a
@@ -55,7 +64,7 @@ func (c *client) load(ctx context.Context) ([]byte, error) {
 	done := make(chan result, 1)
 	go func() {
 		defer c.loads.Add(-1)
-		b, err := c.Store.Load(ctx, c.storageKey())
+		b, err := c.Store.Load(ctx, c.storageKey)
 		done <- result{b, err}
 	}()
 	select {
@@ -69,7 +78,7 @@ func (c *client) load(ctx context.Context) ([]byte, error) {
 // putAside keeps a copy of a record that is about to be overwritten; cause is
 // why it cannot be used, if that is the reason.
 func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
-	if err := c.Store.Save(ctx, c.storageKey()+asideSuffix, b); err != nil {
+	if err := c.Store.Save(ctx, c.storageKey+asideSuffix, b); err != nil {
 		return fmt.Errorf("putting the stored login aside: %w", err)
 	}
 	return cause
@@ -78,7 +87,7 @@ func (c *client) putAside(ctx context.Context, b []byte, cause error) error {
 // keepCopy puts the login aside before a part of it is given up.
 func (s *Session) keepCopy() {
 	c := s.client.Load()
-	b, err := c.encode(s.rec, s.wall(time.Now()))
+	b, err := s.encode()
 	if err != nil {
 		return
 	}

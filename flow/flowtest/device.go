@@ -196,6 +196,7 @@ func (s *Server) servePoll(x *exchange) reply {
 	}
 	d.ended, d.grant = true, g
 	s.stats.Logins++
+	g.login = s.stats.Logins
 	refresh := ""
 	if !x.cfg.OmitRefreshToken && (x.cfg.Flavour != Auth0 || slices.Contains(g.scope, "offline_access")) {
 		refresh = s.newRefreshLocked(g)

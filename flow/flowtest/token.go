@@ -16,6 +16,7 @@ import (
 
 // grant is one login: the family of every token that came of it.
 type grant struct {
+	login     int // the first is 1
 	user      User
 	scope     []string
 	audience  string
@@ -45,6 +46,8 @@ type TokenInfo struct {
 	Audience []string // the audience, or the resources, that it was issued for
 	Expires  time.Time
 	Valid    bool
+	Login    int  // which login it came of, as Stats counts them: 1 is the first
+	Ended    bool // no refresh token of that login works any more
 }
 
 // Inspect describes an access token, alive or not; false if this server never issued it.
@@ -58,6 +61,7 @@ func (s *Server) Inspect(token string) (TokenInfo, bool) {
 	return TokenInfo{
 		User: t.grant.user, Scope: slices.Clone(t.scope), Audience: slices.Clone(t.audience),
 		Expires: t.expires, Valid: t.alive(),
+		Login: t.grant.login, Ended: t.grant.dead || t.grant.revoked,
 	}, true
 }
 

@@ -1,0 +1,78 @@
+package flow_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+func TestRecordFromTheFutureIsRefreshedAtOnce(t *testing.T) {
+	future := func(t *testing.T, later time.Duration, f func(w *world, s *flow.Session)) {
+		bubble(t, flowtest.Config{}, func(w *world) {
+			_, stop := w.loggedIn()
+			stop()
+			w.sleep(later)
+			s, err := flow.New(w.cfg)
+			if err != nil {
+				w.Fatal(err)
+			}
+			s.Skew(-26 * 365 * 24 * time.Hour)
+			f(w, s)
+		})
+	}
+	run := func(w *world, s *flow.Session) {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.Run(ctx)
+		}()
+		w.Cleanup(func() { cancel(); <-done })
+		synctest.Wait()
+	}
+	t.Run("a good token", func(t *testing.T) {
+		future(t, time.Minute, func(w *world, s *flow.Session) {
+			run(w, s)
+			w.wantToken(s) // even before the refresh
+			w.sleep(flow.Settling)
+			w.wantCount(flowtest.Refresh, 1)
+			w.wantToken(s)
+			s.StepClock(0)
+			w.sleep(2 * time.Second)
+			w.wantToken(s)
+			w.wantState(s, flow.StateAuthorized)
+			w.wantCount(flowtest.Device, 1)
+		})
+	})
+	t.Run("a lapsed one, and no server", func(t *testing.T) {
+		future(t, 2*time.Hour, func(w *world, s *flow.Session) {
+			w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Drop: true})
+			run(w, s)
+			old := s.Current() // nobody can know
+			w.sleep(time.Second / 2)
+			if old == nil || s.Replace(w.Context(), old) != nil {
+				w.Fatal("there is no other token")
+			}
+			w.wantState(s, flow.StateUnavailable)
+			w.as.Unscript(flowtest.Refresh)
+			w.sleep(5 * time.Second)
+			w.wantToken(s)
+			w.wantCount(flowtest.Device, 1)
+		})
+	})
+	t.Run("the end is not further away than it can be", func(t *testing.T) {
+		future(t, time.Minute, func(w *world, s *flow.Session) {
+			w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Drop: true})
+			run(w, s)
+			if d := s.Current().Expiry().Sub(time.Now().Add(-26 * 365 * 24 * time.Hour)); d > time.Hour {
+				w.Fatalf("%v", d)
+			}
+			w.sleep(time.Hour)
+			w.wantState(s, flow.StateUnavailable)
+		})
+	})
+}
