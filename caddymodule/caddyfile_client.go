@@ -22,6 +22,7 @@ import (
 //	param <name> <value>
 //	login on_demand|eager
 //	insecure_http
+//	encryption_key <key>|off [<older key...>]
 //	storage <module> ...
 //	auth_transport http { ... }
 func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
@@ -67,6 +68,11 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 		}
 		c.InsecureHTTP = true
 		return true, noBlock(d)
+	case "encryption_key":
+		if c.EncryptionKey != nil {
+			return true, d.Errf("encryption_key is given twice; write all keys on one line, the one that seals first")
+		}
+		return true, moreArgs(d, &c.EncryptionKey)
 	case "storage":
 		c.StorageRaw, err = moduleOption(d, c.StorageRaw, "caddy.storage.", "module")
 		return true, err

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -66,6 +67,13 @@ type Client struct {
 
 	// Allows `http://` endpoints on other hosts than this one.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
+
+	// Seals what is stored by AES-256-GCM. Each key is 32 bytes in base64 or hex,
+	// best as `{file./run/secrets/…}`, which is read when the configuration is
+	// loaded. The first key seals, each of them opens: a new key goes in front of
+	// the old one. `off` as the first stores in clear text again. What was stored
+	// in clear text is read all the same, and sealed at once. Default: clear text.
+	EncryptionKey []string `json:"encryption_key,omitempty"`
 
 	// Where the login is kept. Default: Caddy's storage.
 	StorageRaw json.RawMessage `json:"storage,omitempty" caddy:"namespace=caddy.storage inline_key=module"`
@@ -132,6 +140,10 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 			return cfg, err
 		}
 	}
+	var err error
+	if cfg.Keys, err = c.keys(); err != nil {
+		return cfg, err
+	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, err
 	}
@@ -156,23 +168,62 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 	return cfg, nil
 }
 
-// secret resolves client_secret as it is now. Its errors name the setting, not
-// what it holds.
+// secret resolves client_secret as it is now.
 func (c *Client) secret(context.Context) (flow.Secret, error) {
-	s, err := caddy.NewReplacer().ReplaceOrErr(c.ClientSecret, true, true)
+	s, err := resolveSecret("client_secret", c.ClientSecret)
+	if err == nil && s.IsZero() {
+		err = errors.New("client_secret is empty: write the secret into it, or remove the setting for a public client")
+	}
+	return s, err
+}
+
+// resolveSecret fills the placeholders of a secret setting in, and leaves a line
+// end away. Its errors name the setting, not what it holds.
+func resolveSecret(setting, written string) (flow.Secret, error) {
+	s, err := caddy.NewReplacer().ReplaceOrErr(written, true, true)
 	if err != nil {
 		where := "is written with a placeholder that has no value"
-		if strings.HasPrefix(c.ClientSecret, "{") && strings.HasSuffix(c.ClientSecret, "}") {
-			// A lone placeholder names the place, not the secret.
-			where = c.ClientSecret + " has no value"
+		if lonePlaceholder(written) {
+			where = written + " has no value"
 		}
-		return flow.Secret{}, fmt.Errorf("client_secret %s: check that the file or variable exists, that Caddy may read it, and that it is not empty", where)
+		return flow.Secret{}, fmt.Errorf("%s %s: check that the file or variable exists, that Caddy may read it, and that it is not empty", setting, where)
 	}
-	s = strings.TrimRight(s, "\r\n")
-	if s == "" {
-		return flow.Secret{}, fmt.Errorf("client_secret is empty: write the secret into it, or remove the setting for a public client")
+	return flow.NewSecret(strings.TrimRight(s, "\r\n")), nil
+}
+
+// lonePlaceholder reports whether a secret setting names the place of the secret
+// and nothing of the secret.
+func lonePlaceholder(s string) bool {
+	return strings.HasPrefix(s, "{") && strings.Index(s, "}") == len(s)-1
+}
+
+// keyOff, in place of the first key, stores in clear text.
+const keyOff = "off"
+
+// keys resolves encryption_key. Unlike the client's secret, this is done once:
+// a key that is replaced in its file would leave what it has sealed behind.
+func (c *Client) keys() ([]flow.Key, error) {
+	var keys []flow.Key
+	for i, written := range c.EncryptionKey {
+		if i == 0 && written == keyOff {
+			keys = append(keys, flow.Key{})
+			continue
+		}
+		s, err := resolveSecret("encryption_key", written)
+		if err != nil {
+			return nil, err
+		}
+		k, err := flow.ParseKey(s)
+		if err != nil {
+			where := fmt.Sprintf("number %d", i+1)
+			if lonePlaceholder(written) {
+				where = written
+			}
+			return nil, fmt.Errorf("encryption_key %s: %w", where, err)
+		}
+		keys = append(keys, k)
 	}
-	return flow.NewSecret(s), nil
+	return keys, nil
 }
 
 // authTransport is how the authorization server is reached.

@@ -52,10 +52,14 @@ func logObserver(logger *zap.Logger) flow.Observer {
 	}
 }
 
-const storeFails = "the storage fails: the login lives in memory only and would not survive a restart"
+const (
+	storeFails  = "the storage fails: the login lives in memory only and would not survive a restart"
+	storeSealed = "the stored login is sealed with another encryption_key and is left as it is: put that key back and reload"
+)
 
 // describeEvent chooses the level by what a person has to do.
 func describeEvent(e flow.Event) (zapcore.Level, string) {
+	sealed := e.Status.Error != nil && e.Status.Error.Code == flow.CodeStorageSealed
 	switch e.Kind {
 	case flow.EventStateChanged:
 		switch e.Status.State {
@@ -67,10 +71,16 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 			if x := e.Status.Error; x != nil && x.Code == flow.CodeStorageFailed {
 				return zapcore.ErrorLevel, storeFails
 			}
+			if sealed {
+				return zapcore.ErrorLevel, storeSealed
+			}
 			return zapcore.WarnLevel, "calls are served, but the login cannot be kept fresh"
 		case flow.StateUnavailable:
 			return zapcore.WarnLevel, "no usable token for now: calls get 503 until the authorization server answers again"
 		case flow.StateMisconfigured:
+			if sealed {
+				return zapcore.ErrorLevel, storeSealed
+			}
 			return zapcore.ErrorLevel, "the authorization server refuses this client: the configuration has to be fixed, here or there"
 		default:
 			return zapcore.WarnLevel, "nobody is logged in: open the status page, or call through the proxy, to start a login"
@@ -82,6 +92,9 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 	case flow.EventLoggedOut:
 		return zapcore.InfoLevel, "logged out"
 	case flow.EventStoreFailed:
+		if sealed {
+			return zapcore.ErrorLevel, storeSealed
+		}
 		return zapcore.ErrorLevel, storeFails
 	case flow.EventStoreHealed:
 		return zapcore.InfoLevel, "the storage works again, the login is saved"

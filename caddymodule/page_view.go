@@ -107,6 +107,11 @@ func newView(st flow.Status, now time.Time) *view {
 			v.Lead = "The stored login is being read. Calls are answered as soon as that is done."
 		}
 	case flow.StateMisconfigured:
+		if st.Error != nil && st.Error.Code == flow.CodeStorageSealed {
+			v.Lead, v.Button = "Calls through this proxy are turned away for now.", "Log in again"
+			v.Next += " A new login puts the stored one aside."
+			break
+		}
 		if st.Token != nil {
 			v.Lead += " Calls still work until the present token runs out."
 			v.Again = "Try again"

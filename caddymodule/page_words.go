@@ -80,6 +80,7 @@ var errorTexts = map[flow.Action]map[string]errorWords{
 		"invalid_scope":          {"", "The login server refuses the permissions that are asked for.", "Correct scope in Caddy's configuration, or allow these permissions at the login server."},
 		"invalid_target":         {"", "The login server does not know the API that the token is for.", "Correct audience or resource in Caddy's configuration."},
 		"invalid_request":        {"", "The login server finds the request itself faulty.", ""},
+		"storage_sealed":         {"", "The stored login is sealed with another encryption_key.", "Put that key back into Caddy's configuration."},
 		"configuration":          {"", "Something in the settings of device_flow is not right.", "Correct what the details name."},
 	},
 	flow.ActionRetry: {
@@ -87,10 +88,14 @@ var errorTexts = map[flow.Action]map[string]errorWords{
 		"temporarily_unavailable": {"The login server is busy", "The login server is too busy at the moment.", ""},
 		"slow_down":               {"The login server is busy", "The login server asks for fewer requests.", ""},
 		"unreachable":             {"The login server cannot be reached", "The login server does not answer, or the way to it is blocked.", "Check network, DNS and firewall between this proxy and the login server."},
+		unsafeConnection:          {"No safe connection to the login server", "The login server can be reached, but a safe connection (TLS) to it cannot be made, so nothing is sent to it.", "Check the certificate of the login server, its address in Caddy's configuration, and the clock of this machine; a private certificate authority belongs into tls_trust_pool of auth_transport."},
 		"invalid_response":        {"The login server answers strangely", "The login server sent an answer that makes no sense, perhaps an error page.", "Check the addresses of the login server in Caddy's configuration."},
 		"storage_failed":          {"The login cannot be stored", "The login cannot be stored, so it would be lost when Caddy restarts.", "Check space and permissions of Caddy's storage."},
 	},
 }
+
+// unsafeConnection stands for an error that is flow.CodeUnreachable because of TLS.
+const unsafeConnection = "unreachable: tls"
 
 // explain finds the words for an error.
 func explain(e *flow.StatusError) errorWords {
@@ -98,7 +103,12 @@ func explain(e *flow.StatusError) errorWords {
 	if texts == nil {
 		texts = errorTexts[flow.ActionRetry]
 	}
-	w, general := texts[strings.ToLower(e.Code)], texts[""]
+	code := strings.ToLower(e.Code)
+	// That nothing came back says the code; that a certificate is the reason, the text alone, in words of Go's own.
+	if code == flow.CodeUnreachable && (strings.Contains(e.Description, "tls: ") || strings.Contains(e.Description, "x509: ")) {
+		code = unsafeConnection
+	}
+	w, general := texts[code], texts[""]
 	for _, p := range []struct {
 		to   *string
 		from string

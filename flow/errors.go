@@ -40,6 +40,7 @@ const (
 	CodeUnreachable     = "unreachable"
 	CodeInvalidResponse = "invalid_response"
 	CodeStorageFailed   = "storage_failed"
+	CodeStorageSealed   = "storage_sealed" // with a key that Config.Keys does not have
 	CodeConfiguration   = "configuration"
 )
 
@@ -168,6 +169,9 @@ func describe(e *Error) string {
 		s = "the authorization server did not accept the refresh"
 	case KindConfiguration:
 		s = "the authorization server refuses this client or what it asks for"
+		if e.Code == CodeStorageSealed {
+			s = "the stored login is left as it is"
+		}
 	default:
 		s = "waiting for the operator"
 	}

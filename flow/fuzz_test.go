@@ -223,7 +223,7 @@ func FuzzRecord(f *testing.F) {
 
 func FuzzSealedRecord(f *testing.F) {
 	key := func(b string) Key { return Key{id: b, secret: NewSecret(strings.Repeat(b, keySize))} }
-	with := func(keys ...Key) *client { return &client{Config: Config{StorageName: "s", Keys: keys}} }
+	with := func(keys ...Key) *client { return newClient(Config{StorageName: "s", Keys: keys}, "f") }
 	full, err := (&record{fingerprint: "f", generation: 3, refresh: NewSecret("rt")}).encode(time.Unix(1e9, 0), time.Unix(1e9, 0))
 	if err != nil {
 		f.Fatal(err)
@@ -272,7 +272,7 @@ func FuzzSealedRecord(f *testing.F) {
 				t.Errorf("%v", err)
 			}
 		}
-		elsewhere := &client{Config: Config{StorageName: "t", Keys: c.Keys}}
+		elsewhere := newClient(Config{StorageName: "t", Keys: c.Keys}, "f")
 		if _, _, err := elsewhere.open(sealed); !errors.Is(err, ErrRecord) || errors.Is(err, errSealed) {
 			t.Errorf("in another session's place: %v", err)
 		}

@@ -233,6 +233,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 	} else {
 		s.refresh.succeeded()
 	}
+	s.save.thaw()
 	s.changedThen(func() {
 		s.useAdopted()
 		s.publish()
@@ -314,7 +315,7 @@ func (s *Session) forget(reply chan error) {
 		s.observe(Event{Kind: EventLoggedOut})
 	}
 	if token.IsZero() {
-		reply <- nil
+		reply <- s.save.leftAlone()
 		return
 	}
 	c := s.client.Load()

@@ -31,6 +31,7 @@ func (s *Session) Run(ctx context.Context) {
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
+			s.save.reread = 2
 			// Perhaps there is a better store now; it does not have the login yet.
 			s.save.next = time.Time{}
 			s.save.dirty = s.save.dirty || s.rec.worthSaving()
@@ -87,7 +88,7 @@ func (s *Session) step(now time.Time) (began bool) {
 	wanted := s.demanded || s.client.Load().Login == LoginEager
 	s.demanded = false
 	if !wanted || s.token != nil || s.rec.loggedIn() || s.rec.pending != nil || s.login.asking || !s.login.allowed(now) ||
-		s.save.unread && now.Before(s.save.patience) {
+		s.save.sealed || s.save.unread && now.Before(s.save.patience) {
 		return false
 	}
 	s.startLogin()

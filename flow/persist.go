@@ -26,7 +26,9 @@ type saveState struct {
 	unread   bool      // the store has not been read; nothing is written before
 	patience time.Time // until then a login may yet be found in the store
 	dirty    bool      // the record has changed since the last save began
-	frozen   bool      // a newer release's record is there: nothing is written
+	frozen   bool      // a record is there that must be left alone: nothing is written
+	sealed   bool      // our keys do not open the record that is there: no login starts on demand
+	over     bool      // a login that somebody asked for takes its place, and puts it aside
 	outrank  bool      // what the store holds, unseen, is over: a logout came first
 	failures int
 	next     time.Time
@@ -39,6 +41,7 @@ type saveState struct {
 	unlock []func()
 
 	seen     Secret    // what was last read or written
+	reread   int       // how often it has to be read all the same
 	looked   time.Time // when the store was last known to hold seen
 	nextLook time.Time
 }
@@ -47,6 +50,9 @@ type saveState struct {
 func (s *Session) stepSave(now time.Time) {
 	if s.save.held != nil && !now.Before(s.save.heldUntil) {
 		s.release()
+	}
+	if s.save.frozen {
+		s.unlock() // nothing will be stored that they guard
 	}
 	switch {
 	case s.save.running:
@@ -91,7 +97,7 @@ func (s *Session) load() {
 	c, epoch, superseded := s.client.Load(), s.epoch, s.rec.loggedIn()
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
 		b, r, err := c.read(ctx)
-		if b != nil && (errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) || superseded) {
+		if b != nil && (errors.Is(err, ErrRecord) && !leaveAlone(err) || superseded) {
 			err = c.putAside(ctx, b, err)
 		}
 		return func() {
@@ -111,8 +117,12 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 			s.release()
 			return // the login may be there all the same: try again
 		}
-		s.save.frozen = errors.Is(err, errNewer)
-		s.save.err.Action, s.save.err.RetryAt = ActionReauthorize, nil
+		s.save.freeze(err)
+		if !s.save.sealed {
+			e := *s.save.err // others may be reading it
+			e.Action, e.RetryAt = ActionReauthorize, nil
+			s.save.err = &e
+		}
 	} else if s.save.err != nil {
 		s.storeWorks()
 	}
@@ -121,7 +131,21 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 	if r != nil && !s.rec.loggedIn() && (r.worthSaving() || s.rec.pending == nil) {
 		s.adoptRecord(r, false)
 	}
+	// Another key seals now, or one at all. Only at the start: two instances with
+	// the same keys in another order would go on for ever.
+	s.save.dirty = s.save.dirty || r != nil && r.stale && s.rec.worthSaving()
 	s.ready()
+}
+
+// known is what need not be opened and decoded again. After a change of the
+// configuration there is nothing like that, neither for a call that is under
+// way nor for the next: other keys make another thing of the same bytes.
+func (s *saveState) known() Secret {
+	if s.reread > 0 || s.sealed {
+		s.reread = max(s.reread-1, 0)
+		return Secret{}
+	}
+	return s.seen
 }
 
 // remember notes what the store holds.
@@ -177,9 +201,11 @@ func (s *Session) writeClosing() {
 }
 
 // write saves the record, unless the store holds something that another
-// instance put there: that is looked at first.
+// instance put there: that is looked at first. What our keys do not open is not
+// overwritten even if we have put it there, with the keys of another
+// configuration: a start with these would not get that far, either.
 func (s *Session) write(ctx context.Context) {
-	c, seen := s.client.Load(), s.save.seen
+	c, seen, over := s.client.Load(), s.save.known(), s.save.over
 	s.save.dirty = false
 	b, encodeErr := s.encode()
 	timeout := storeTimeout
@@ -190,8 +216,18 @@ func (s *Session) write(ctx context.Context) {
 		if encodeErr != nil {
 			return func() { s.saved(nil, encodeErr) }
 		}
-		if there, r, err := c.readUnlike(ctx, seen); there != nil {
-			if errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
+		there, r, err := c.readUnlike(ctx, seen)
+		sealed := errors.Is(err, errSealed)
+		switch {
+		case over && (sealed || there == nil && err != nil):
+			if sealed {
+				err = c.putAside(ctx, there, nil)
+			}
+			if err != nil {
+				return func() { s.saved(nil, err) }
+			}
+		case there != nil:
+			if errors.Is(err, ErrRecord) && !leaveAlone(err) {
 				err = c.putAside(ctx, there, nil)
 			}
 			if r != nil || err != nil {
@@ -202,7 +238,7 @@ func (s *Session) write(ctx context.Context) {
 			}
 		}
 		// A store that cannot be read may still be written.
-		err := c.Store.Save(ctx, c.storageKey, b)
+		err = c.Store.Save(ctx, c.storageKey, b)
 		return func() { s.saved(b, err) }
 	})
 }
@@ -214,6 +250,7 @@ func (s *Session) saved(b []byte, err error) {
 		s.storeFailed(fmt.Errorf("saving: %w", err))
 	} else {
 		s.remember(b)
+		s.save.sealed, s.save.over = false, false
 		if s.save.err != nil {
 			s.storeWorks()
 		}
@@ -279,12 +316,38 @@ func (s *Session) storeFailed(err error) {
 	first := s.save.err == nil
 	s.save.failures++
 	s.save.next = time.Now().Add(backoff(s.save.failures, saveRetryMin, saveRetryMax))
-	e := &Error{Kind: KindTemporary, Op: "storage", Code: CodeStorageFailed, Err: err}
-	s.save.err = statusError(e, s.save.next)
+	e, retry := &Error{Kind: KindTemporary, Op: "storage", Code: CodeStorageFailed, Err: err}, s.save.next
+	if errors.Is(err, errSealed) {
+		e.Kind, e.Code, retry = KindConfiguration, CodeStorageSealed, time.Time{}
+	}
+	s.save.err = statusError(e, retry)
 	s.publish()
 	if first {
 		s.observe(Event{Kind: EventStoreFailed, Err: e})
 	}
+}
+
+// freeze notes whether what is stored has to be left alone, by the error that
+// reading it gave.
+func (s *saveState) freeze(err error) {
+	s.sealed = errors.Is(err, errSealed)
+	s.frozen = leaveAlone(err) && !(s.sealed && s.over)
+}
+
+// thaw lets the login that was just approved take the place of a record that our
+// keys do not open: none starts on demand, so that somebody has asked for it.
+func (s *saveState) thaw() {
+	if s.sealed {
+		s.frozen, s.over = false, true
+	}
+}
+
+// leftAlone is the answer to a logout that could not reach what is stored.
+func (s *saveState) leftAlone() error {
+	if !s.frozen || s.err == nil {
+		return nil
+	}
+	return errors.New(s.err.Description)
 }
 
 func (s *Session) storeWorks() {

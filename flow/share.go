@@ -19,11 +19,12 @@ const liveWithin = time.Minute
 
 // look reads what other instances may have written.
 func (s *Session) look() {
-	c, seen := s.client.Load(), s.save.seen
+	c, known, seen, sealed := s.client.Load(), s.save.known(), s.save.seen, s.save.sealed
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
-		b, r, err := c.readUnlike(ctx, seen)
-		changed := r != nil || errors.Is(err, ErrRecord)
-		if changed && errors.Is(err, ErrRecord) && !errors.Is(err, errNewer) {
+		b, r, err := c.readUnlike(ctx, known)
+		// A configuration with the right key makes another thing of the same bytes.
+		changed := b != nil && (string(b) != seen.Reveal() || sealed != errors.Is(err, errSealed))
+		if changed && errors.Is(err, ErrRecord) && !leaveAlone(err) {
 			err = c.putAside(ctx, b, err)
 		}
 		return func() {
@@ -34,8 +35,9 @@ func (s *Session) look() {
 				s.storeFailed(fmt.Errorf("reading: %w", err))
 			default:
 				s.remember(b)
-				if b == nil && s.rec.worthSaving() {
-					s.save.dirty = true // somebody has taken it away
+				if b == nil && err == nil { // somebody has taken it away, or there never was one
+					s.save.freeze(nil)
+					s.save.dirty = s.save.dirty || s.rec.worthSaving()
 				}
 				if s.save.err != nil && !s.save.frozen && !s.save.dirty {
 					s.storeWorks()
@@ -47,18 +49,25 @@ func (s *Session) look() {
 
 // found takes a record that was not there before.
 func (s *Session) found(b []byte, r *record, err error) {
-	live := time.Since(s.save.looked) < liveWithin
+	sealed := s.save.sealed // until now, so that it may have been written long ago
+	live := time.Since(s.save.looked) < liveWithin && !sealed
+	s.save.freeze(err)
 	if err != nil {
 		s.remember(b)
-		s.save.frozen = errors.Is(err, errNewer)
 		s.save.dirty = s.save.dirty || s.rec.worthSaving()
 		s.storeFailed(fmt.Errorf("reading: %w", err))
 		s.release()
 		return
 	}
-	s.save.frozen = false
+	if sealed {
+		s.save.err = nil // it is history by the time merge publishes
+	}
 	s.merge(r, live)
 	s.remember(b)
+	if sealed {
+		s.save.dirty = s.save.dirty || r.stale
+		s.storeWorks()
+	}
 	s.stepSave(time.Now())
 	s.writeClosing()
 }

@@ -19,7 +19,8 @@ const (
 	// token right now: the stored login is being read, or the token has lapsed
 	// and the authorization server does not answer. It heals by itself.
 	StateUnavailable State = "unavailable"
-	// StateMisconfigured: the authorization server refuses the client itself.
+	// StateMisconfigured: the authorization server refuses the client itself, or
+	// the stored login is sealed with a key that the configuration does not have.
 	StateMisconfigured State = "misconfigured"
 )
 
@@ -109,7 +110,7 @@ type TokenInfo struct {
 // StatusError is the last thing that went wrong and has not healed since.
 type StatusError struct {
 	// Code is an OAuth error code, or one of the package's own: "unreachable",
-	// "storage_failed", "invalid_response".
+	// "storage_failed", "storage_sealed", "configuration", "invalid_response".
 	Code string `json:"code"`
 	// Description says in words what happened. It is bounded and free of
 	// control characters and secrets.
