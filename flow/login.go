@@ -119,9 +119,11 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 	}
 	s.login.failures, s.login.err = 0, nil
 	s.rec.failed, s.rec.held = nil, false
+	left := d.login.ExpiresAt.Sub(now.Round(0))
+	d.login.ExpiresAt = s.wall(now).Add(left)
 	s.rec.pending = &pendingLogin{
 		code: d.code, info: d.login, interval: d.interval, poller: s.id,
-		ends:     now.Add(d.login.ExpiresAt.Sub(s.wall(now))),
+		ends:     now.Add(left),
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
 	// Nobody shall type in a code that a restart has forgotten.

@@ -128,6 +128,10 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 	}
 	s.save.unread, s.save.next = false, time.Time{}
 	s.remember(b)
+	if r != nil && s.rec.loggedIn() && r.generation >= s.rec.generation {
+		s.rec.generation = r.generation + loginLeap // it is put aside; and stores may be behind
+		s.save.dirty = true
+	}
 	if r != nil && !s.rec.loggedIn() && (r.worthSaving() || s.rec.pending == nil) {
 		s.adoptRecord(r, false)
 	}
