@@ -126,10 +126,10 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	// A record from the future: this clock is wrong, or the writer's was.
 	future := !live && r.obtained.After(wall.Add(time.Minute))
 	if l := r.lifetime(); l > 0 {
+		ahead := min(r.refreshAt.Sub(r.obtained), l)
 		if future {
-			r.obtained, r.expiry = wall, wall.Add(l)
+			r.obtained, r.expiry, r.refreshAt = wall, wall.Add(l), wall.Add(ahead)
 		}
-		ahead := r.refreshAt.Sub(r.obtained)
 		if looked := s.wall(s.save.looked); live && (r.obtained.Before(looked) || r.obtained.After(wall)) {
 			// Another clock: the token is not older than our look before.
 			r.obtained, r.expiry, r.refreshAt = looked, looked.Add(l), looked.Add(ahead)
