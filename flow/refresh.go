@@ -298,8 +298,6 @@ func (s *Session) stepToken(now time.Time) (changed bool) {
 	case !gone:
 		s.doubted = t
 		s.refreshIn(now, 0)
-	case s.refresh.err == nil:
-		s.refreshIn(now, 0) // whatever put it off
 	}
 	return true
 }

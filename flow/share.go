@@ -126,7 +126,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	// A record from the future: this clock is wrong, or the writer's was.
 	future := !live && r.obtained.After(wall.Add(time.Minute))
 	if l := r.lifetime(); l > 0 {
-		ahead := min(r.refreshAt.Sub(r.obtained), l)
+		ahead := r.refreshAt.Sub(r.obtained)
 		if future {
 			r.obtained, r.expiry, r.refreshAt = wall, wall.Add(l), wall.Add(ahead)
 		}
