@@ -25,7 +25,7 @@ var errOvertaken = errors.New("overtaken by another login or a logout")
 // loginState is the owner's memory of logins.
 type loginState struct {
 	asking  bool // a device authorization request is under way
-	polling bool
+	polling *pendingLogin // the code that an exchange is under way for
 	// held: the last login was refused; only Login starts another.
 	held     bool
 	failures int       // device requests in a row that failed
@@ -143,13 +143,13 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 // startPoll asks once; there is never a second poll at the same time, since
 // some servers revoke the tokens of a code that is used twice.
 func (s *Session) startPoll() {
-	s.login.polling = true
 	c, epoch, p, generation := s.client.Load(), s.epoch, s.rec.pending, s.rec.generation
+	s.login.polling = p
 	code, beat := p.code, p.beat
 	s.job(func(ctx context.Context) func() {
 		if b, r := c.overtaken(ctx, generation, code, s.id, beat); r != nil {
 			return func() {
-				s.login.polling = false
+				s.polledLast(p)
 				if epoch == s.epoch {
 					s.found(b, r, nil)
 				}
@@ -159,7 +159,7 @@ func (s *Session) startPoll() {
 		g, err := c.poll(ctx, p.code)
 		took := time.Since(begin)
 		return func() {
-			s.login.polling = false
+			s.polledLast(p)
 			if epoch != s.epoch || s.rec.pending != p {
 				s.discard(g)
 				return
@@ -167,6 +167,14 @@ func (s *Session) startPoll() {
 			s.polled(p, g, err, took)
 		}
 	})
+}
+
+// polledLast notes the end of an exchange, which may be one about another code
+// than the one that is out by now.
+func (s *Session) polledLast(p *pendingLogin) {
+	if s.login.polling == p {
+		s.login.polling = nil
+	}
 }
 
 // polled takes the answer to a poll (RFC 8628 §3.5).
@@ -304,7 +312,7 @@ func (s *Session) forget(reply chan error) {
 	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + logoutLeap, ended: ended}
 	s.token = nil
 	s.login.reply(errOvertaken)
-	s.login = loginState{asking: s.login.asking, polling: s.login.polling, ended: ended}
+	s.login = loginState{asking: s.login.asking, ended: ended}
 	s.refresh.reply(errOvertaken)
 	s.letGo()
 	s.refresh = refreshState{}

@@ -106,7 +106,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 			d = min(d, t.Sub(now))
 		}
 	}
-	if p := s.rec.pending; p != nil && !s.login.polling {
+	if p := s.rec.pending; p != nil && s.login.polling == nil {
 		if p.poller == s.id {
 			sooner(p.nextPoll)
 			sooner(p.nextBeat)

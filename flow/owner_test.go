@@ -77,7 +77,10 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 				s.save.held, s.save.heldUntil = func() {}, moment()
 			}
 			s.refresh.next, s.refresh.nextWall, s.refresh.running = moment(), moment().Round(0), maybe()
-			s.login.polling, s.login.asking, s.login.held, s.login.next = maybe(), maybe(), maybe(), moment()
+			s.login.asking, s.login.held, s.login.next = maybe(), maybe(), moment()
+			if maybe() {
+				s.login.polling = r.pending
+			}
 			s.demanded = maybe()
 			s.publish()
 			s.step(now)

@@ -8,7 +8,7 @@ func (s *Session) stepPending(now time.Time) {
 	if p == nil {
 		return
 	}
-	if s.login.polling {
+	if s.login.polling != nil {
 		if p.poller == s.id && !now.Before(p.nextBeat) {
 			s.beat(p, now) // an answer may take long, and nobody else shall ask meanwhile
 		}

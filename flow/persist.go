@@ -241,6 +241,9 @@ func (s *Session) write(ctx context.Context) {
 				}
 			}
 		}
+		if err := ctx.Err(); err != nil {
+			return func() { s.saved(nil, err) } // it was read in vain for that reason
+		}
 		// A store that cannot be read may still be written.
 		err = c.Store.Save(ctx, c.storageKey, b)
 		return func() { s.saved(b, err) }

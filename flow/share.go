@@ -116,7 +116,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	if another {
 		s.epoch++
 		s.letGo()
-		s.login.polling = false
+		s.login.polling = nil
 		if p := was.pending; p != nil && (r.pending == nil || !p.code.Equal(r.pending.code)) {
 			was.endPending() // the new login is there, no need for another
 			s.login.ended = was.ended
