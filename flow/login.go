@@ -24,7 +24,7 @@ var errOvertaken = errors.New("overtaken by another login or a logout")
 
 // loginState is the owner's memory of logins.
 type loginState struct {
-	asking  bool // a device authorization request is under way
+	asking  bool          // a device authorization request is under way
 	polling *pendingLogin // the code that an exchange is under way for
 	// held: the last login was refused; only Login starts another.
 	held     bool
