@@ -43,14 +43,29 @@ func (Transport) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+const idleConnections = 256
+
 // Provision sets up the HTTP transport and finds the session.
 func (t *Transport) Provision(ctx caddy.Context) error {
+	t.keepMore()
 	if err := t.HTTPTransport.Provision(ctx); err != nil {
 		return err
 	}
 	_, s, err := sessionOf(ctx, t.Session, nil)
 	t.session = s
 	return err
+}
+
+// keepMore raises Caddy's own limit of 32 idle connections to an upstream, unless
+// the operator has set one: beyond it each call dials anew, and one site here has
+// one API.
+func (t *Transport) keepMore() {
+	if t.KeepAlive == nil {
+		t.KeepAlive = new(reverseproxy.KeepAlive)
+	}
+	if t.KeepAlive.MaxIdleConnsPerHost == 0 {
+		t.KeepAlive.MaxIdleConnsPerHost = idleConnections
+	}
 }
 
 // Cleanup closes idle connections. Caddy calls it on half-built values, too.
