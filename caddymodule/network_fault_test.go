@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -125,6 +124,10 @@ func rigBehind(d *door, cfg flowtest.Config) *rig {
 
 // S95 of the scorecard: idle connections are broken, and those of refreshes that wait for their answer.
 func TestAResetOfConnectionsCostsNoCall(t *testing.T) {
+	t.Parallel()
+	if !apart(t) {
+		return
+	}
 	d := newDoor(t)
 	x := rigBehind(d, shortLived)
 	x.load(x.config(t.Name(), "", "a", proxy))
@@ -139,10 +142,12 @@ func TestAResetOfConnectionsCostsNoCall(t *testing.T) {
 			broken <- d.reset()
 			<-r.Context().Done()
 		}})
+		old := s.Current()
 		if receive(t, broken, "a refresh") == 0 {
 			t.Error("the refresh has no connection to break")
 		}
-		x.refreshes(1, tr)
+		// Not when the server has answered, but when the answer is here: what it holds must not get lost on the way.
+		until(t, "another token", func() bool { return tr.failing() || s.Current() != old })
 	}
 	tr.check(t)
 	await(t, s.Session, flow.StateAuthorized)
@@ -150,6 +155,10 @@ func TestAResetOfConnectionsCostsNoCall(t *testing.T) {
 
 // S95 of the scorecard: nothing listens there, and then it does.
 func TestAServerThatComesBackIsFoundWithoutARestart(t *testing.T) {
+	t.Parallel()
+	if !apart(t) {
+		return
+	}
 	d := newDoor(t)
 	x := rigBehind(d, flowtest.Config{})
 	d.shut()
@@ -196,6 +205,7 @@ func (x *rig) loginOnDemand(s *running, url string) {
 // nameServer answers all questions for an IPv4 address with 127.0.0.1, or says that the name does not exist.
 type nameServer struct {
 	addr string
+	v6   net.IP // the answer to those for an IPv6 address, if there is one
 	mu   sync.Mutex
 	ok   bool
 	asks int
@@ -238,12 +248,15 @@ func (n *nameServer) answer(q []byte) []byte {
 	n.asks++
 	a := slices.Clone(q[:end])                              // additional records are left out
 	copy(a[2:], []byte{0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}) // a response, recursion available
-	switch isA := a[end-3] == 1; {
+	switch kind := a[end-3]; {
 	case !n.ok:
 		a[3] |= 3 // NXDOMAIN
-	case isA:
+	case kind == 1:
 		a[7] = 1
 		a = append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1)
+	case kind == 28 && n.v6 != nil: // RFC 3596 §2.1
+		a[7] = 1
+		a = append(append(a, 0xc0, 12, 0, 28, 0, 1, 0, 0, 0, 0, 0, 16), n.v6...)
 	}
 	return a
 }
@@ -256,6 +269,10 @@ func (n *nameServer) set(ok bool) {
 
 // S95 of the scorecard: the name does not exist, and then it does.
 func TestANameThatAppearsIsFoundWithoutARestart(t *testing.T) {
+	t.Parallel()
+	if !apart(t) {
+		return
+	}
 	names := newNameServer(t)
 	d := newDoor(t)
 	_, port, _ := net.SplitHostPort(d.addr)
@@ -275,8 +292,8 @@ func TestANameThatAppearsIsFoundWithoutARestart(t *testing.T) {
 	names.set(true)
 	x.loginOnDemand(s, "http://a/")
 
-	tr := x.drive("http://a/")
-	x.refreshes(1, tr)
+	old, tr := s.Current(), x.drive("http://a/")
+	until(t, "another token", func() bool { return tr.failing() || s.Current() != old })
 	tr.check(t)
 	names.set(false)
 	d.reset() // else the name is not asked for
@@ -292,6 +309,10 @@ func TestANameThatAppearsIsFoundWithoutARestart(t *testing.T) {
 
 // S109 of the scorecard.
 func TestAStartAndAReloadWhileEverythingIsDown(t *testing.T) {
+	t.Parallel()
+	if !apart(t) {
+		return
+	}
 	disk := newDisk(t)
 	d := newDoor(t)
 	x := rigBehind(d, flowtest.Config{})
@@ -412,8 +433,11 @@ func TestAServerWithoutProperTLSIsRefused(t *testing.T) {
 			} else {
 				t.Logf("%s, %s: %s", st.State, st.Error.Action, st.Error.Description)
 			}
-			if got := x.get("http://a/"); got.status != http.StatusServiceUnavailable {
+			if got := x.get("http://a/"); got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, "safe connection") {
 				t.Errorf("a call is answered %d %s", got.status, got.body)
+			}
+			if got := x.get("http://a/.device-flow", refreshHeader, "1"); !strings.Contains(got.body, "certificate of the login server") || !strings.Contains(got.body, c.reason) {
+				t.Errorf("the status page says %s", got.body)
 			}
 			if sent := x.as.Requests(); len(sent) != 0 {
 				t.Errorf("the server has got %d requests", len(sent))
@@ -504,12 +528,10 @@ func TestAuthTransportGoesThroughAProxy(t *testing.T) {
 	}
 }
 
-// proxyChild tells a process of this test that it is one: Go reads the proxy's variables once in the life of a process.
-const proxyChild = "DEVICE_FLOW_PROXY_CHILD"
-
 // S96 of the scorecard, by environment.
 func TestTheEnvironmentsProxyIsUsed(t *testing.T) {
-	if os.Getenv(proxyChild) != "" {
+	t.Parallel()
+	if hasProcess(t) {
 		x := newRig(t, flowtest.Config{})
 		x.load(x.config(t.Name(), "device_flow tls {\n issuer https://secure.example.test\n client_id x\n}\n"+
 			"device_flow plain {\n issuer http://as.example.test\n client_id x\n insecure_http\n}\n", "a", proxy))
@@ -521,17 +543,9 @@ func TestTheEnvironmentsProxyIsUsed(t *testing.T) {
 		x.login("default") // loopback needs no proxy
 		return
 	}
+	// Go reads these variables once in the life of a process.
 	p := newForwardProxy(t, "127.0.0.1:0") // nowhere
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), proxyChild+"=1", "NO_PROXY=", "no_proxy=",
-		"HTTPS_PROXY="+p.url, "https_proxy="+p.url, "HTTP_PROXY="+p.url, "http_proxy="+p.url)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	ownProcess(t, "NO_PROXY=", "no_proxy=", "HTTPS_PROXY="+p.url, "https_proxy="+p.url, "HTTP_PROXY="+p.url, "http_proxy="+p.url)
 	for _, want := range []string{"CONNECT secure.example.test:443", "GET as.example.test"} {
 		if !p.asked(want) {
 			t.Errorf("the proxy has not seen %q, but %q", want, p.all())

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -145,21 +144,6 @@ func TestStartWithoutStorageAndServer(t *testing.T) {
 	}
 }
 
-// peakMemory is the most memory that a process has used so far, in MiB.
-func peakMemory(t *testing.T, c *caddy) int {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), "VmHWM:")
-	kb, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kb >> 10
-}
-
 // TestDamagedRecordIsKeptAndAsksForALogin starts Caddy with each kind of damage to the stored login. The state says
 // what to do, nothing is overwritten in silence, and after a login all is well for good.
 func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
@@ -235,7 +219,7 @@ func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
 		c.start(t)
 		requireLoginAsked(t, c)
 		c.login(t)
-		peak := peakMemory(t, c)
+		peak := memory(t, c, "VmHWM") >> 10
 		t.Logf("memory: %d MiB at most", peak)
 		if peak > 400 {
 			t.Errorf("a record of 1 GiB took %d MiB of memory", peak)

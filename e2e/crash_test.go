@@ -31,7 +31,7 @@ func TestKillAroundARefreshLosesNoLogin(t *testing.T) {
 		for lane := range lanes {
 			t.Run(fmt.Sprint(lane), func(t *testing.T) {
 				t.Parallel()
-				crashLane(t, rand.New(rand.NewPCG(seed, uint64(lane))), kills/lanes, &sum)
+				crashLane(t, lane, rand.New(rand.NewPCG(seed, uint64(lane))), kills/lanes, &sum)
 			})
 		}
 	})
@@ -43,7 +43,7 @@ func TestKillAroundARefreshLosesNoLogin(t *testing.T) {
 }
 
 // crashLane is one Caddy that is killed again and again.
-func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
+func crashLane(t *testing.T, lane int, random *rand.Rand, kills int, sum *crashes) {
 	const lifetime = 2 * time.Second
 	// Not startAS: after a loss, the next start presents the token that was rotated out, and the server objects.
 	as := flowtest.New(flowtest.Config{ClientID: "device", Interval: time.Second, AccessTokenLifetime: lifetime})
@@ -61,7 +61,7 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 	unfinished := map[string]bool{}
 	for n := range kills {
 		var moment string
-		switch kind := random.IntN(4); kind {
+		switch (lane + n) % 4 {
 		case 0: // the request is with the server
 			moment = "before the answer"
 			as.Script(flowtest.Refresh, flowtest.Response{Delay: time.Second, Pass: true, Edit: issued.note})
@@ -72,20 +72,18 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 			pause := time.Duration(random.Int64N(int64(lifetime)))
 			moment = fmt.Sprintf("%v after the start", pause)
 			<-time.After(pause)
-		default: // while the answer arrives and is saved
-			select {
-			case <-issued.news: // of a refresh before
-			default:
-			}
-			select {
-			case <-issued.news:
-			case <-time.After(5 * lifetime):
-				t.Fatal("there is no refresh")
-			}
+		case 2: // while the answer arrives and is saved
+			issued.await(t, 5*lifetime)
 			pause := time.Duration(random.IntN(8000)) * time.Microsecond
 			moment = fmt.Sprintf("%v after the answer", pause)
 			<-time.After(pause)
+		case 3: // when it must be saved, and before the next
+			issued.await(t, 5*lifetime)
+			pause := time.Duration(600+random.IntN(300)) * time.Millisecond
+			moment = fmt.Sprintf("%v after the answer", pause)
+			<-time.After(pause)
 		}
+		age := time.Since(issued.when())
 		c.kill(t)
 		saved, leftovers := recordAndLeftovers(t, recordsOf(c))
 		for _, path := range leftovers {
@@ -95,6 +93,9 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 			}
 		}
 		isLost := saved != issued.latest()
+		if isLost && age > 500*time.Millisecond {
+			t.Fatalf("kill %d, %s: the newest refresh token was %v old and not on disk", n, moment, age)
+		}
 		codes := as.Stats().DeviceRequests
 
 		c.start(t)
@@ -126,6 +127,7 @@ func crashLane(t *testing.T, random *rand.Rand, kills int, sum *crashes) {
 // issued keeps the refresh token that a server issued last.
 type issued struct {
 	token atomic.Value
+	at    atomic.Value  // time.Time
 	news  chan struct{} // of a token that was issued since the last look
 }
 
@@ -140,6 +142,7 @@ func watchIssued(as *flowtest.Server) *issued {
 func (i *issued) note(body []byte) []byte {
 	var token tokenResponse
 	if json.Unmarshal(body, &token) == nil && token.RefreshToken != "" {
+		i.at.Store(time.Now())
 		i.token.Store(token.RefreshToken)
 		select {
 		case i.news <- struct{}{}:
@@ -147,6 +150,26 @@ func (i *issued) note(body []byte) []byte {
 		}
 	}
 	return body
+}
+
+// await waits for the next one.
+func (i *issued) await(t *testing.T, limit time.Duration) {
+	t.Helper()
+	select {
+	case <-i.news: // of one before
+	default:
+	}
+	select {
+	case <-i.news:
+	case <-time.After(limit):
+		t.Fatal("no refresh token was issued")
+	}
+}
+
+// when is the time of its issue.
+func (i *issued) when() time.Time {
+	at, _ := i.at.Load().(time.Time)
+	return at
 }
 
 func (i *issued) latest() string {

@@ -174,6 +174,61 @@ http://:%s {
 	}
 }
 
+// TestReloadDuringARefreshIsOneRefresh reloads Caddy while a slow server is refreshing: with the session in the new
+// configuration, whose calls wait for the same refresh, and without it.
+func TestReloadDuringARefreshIsOneRefresh(t *testing.T) {
+	const only = "http://:{$PORT2} {\n\tbind 127.0.0.1\n\trespond \"only\"\n}\n"
+	for name, next := range map[string]string{"kept": site("device", "offline_access") + only, "removed": only} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			as := startAS(t, time.Hour)
+			issued := watchIssued(as)
+			a := startAPI(t, as.ValidToken)
+			config := site("device", "offline_access")
+			c := startCaddy(t, config, as.Issuer(), a.URL)
+			c.login(t)
+
+			as.Script(flowtest.Refresh, flowtest.Response{Pass: true, Delay: 2 * time.Second, Edit: issued.note})
+			as.ExpireAccessTokens() // the API refuses the token, which asks for a refresh
+			hc := client(t)
+			early := make(chan string, 1)
+			go func() { early <- call(hc, c.url+"/") }()
+			eventually(t, 5*time.Second, "a refresh is under way", func() bool { return as.Count(flowtest.Refresh) == 1 })
+			began := time.Now()
+			c.load(t, next)
+			took := time.Since(began)
+			t.Logf("the reload took %v", took.Round(time.Millisecond))
+			if took > 5*time.Second {
+				t.Errorf("the reload took %v", took)
+			}
+			if name == "kept" {
+				if problem := call(hc, c.url+"/"); problem != "" {
+					t.Errorf("a call of the new configuration: %s", problem)
+				}
+				if problem := <-early; problem != "" {
+					t.Errorf("the call that is older than the configuration: %s", problem)
+				}
+			}
+			c.load(t, config+"# again\n") // the removed one has ended by now, and starts anew
+			c.login(t)
+			if got := as.Stats(); got.Refreshes != 1 || as.Count(flowtest.Refresh) != 1 {
+				t.Errorf("%d refreshes of %d attempts, want one", got.Refreshes, as.Count(flowtest.Refresh))
+			}
+			c.kill(t)
+			if saved, _ := recordAndLeftovers(t, recordsOf(c)); saved != issued.latest() {
+				t.Error("what the refresh brought is not on disk")
+			}
+			c.start(t)
+			if problem := call(hc, c.url+"/"); problem != "" {
+				t.Errorf("after a restart: %s", problem)
+			}
+			if got := as.Stats(); got.DeviceRequests != 1 || got.Reuses != 0 {
+				t.Errorf("%d codes and %d reuses, want 1 and 0", got.DeviceRequests, got.Reuses)
+			}
+		})
+	}
+}
+
 // TestChangedScopeAsksForAnotherLogin never uses a token for more or less than it was asked for.
 func TestChangedScopeAsksForAnotherLogin(t *testing.T) {
 	as := startAS(t, time.Hour, byHand)

@@ -1,0 +1,256 @@
+package e2e
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+// plainCaddy is a Caddy without the race detector, which needs many times the memory.
+var plainCaddy = sync.OnceValues(func() (string, error) {
+	if !raceEnabled {
+		return caddyBinary()
+	}
+	output := filepath.Join(shared, "caddy-plain")
+	cmd := exec.Command("go", "build", "-o", output, "./cmd/caddy")
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return output, nil
+})
+
+// memory is a line of a Caddy's /proc/PID/status, in KiB: VmRSS is what it has in memory, VmHWM the most it has had.
+func memory(t *testing.T, c *caddy, line string) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), line+":")
+	kib, err := strconv.Atoi(strings.Fields(rest + " ?")[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib
+}
+
+// forgetPeak makes VmHWM begin anew at what is VmRSS now; see proc(5).
+func forgetPeak(t *testing.T, c *caddy) {
+	t.Helper()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", c.cmd.Process.Pid), []byte("5"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// repeat writes a body that goes on with the same piece until so many bytes are out or nobody reads any more. The
+// test itself never holds it.
+func repeat(w http.ResponseWriter, head, piece string, size int64) {
+	if _, err := io.WriteString(w, head); err != nil {
+		return
+	}
+	block := []byte(strings.Repeat(piece, max(1, 32<<10/len(piece))))
+	for sent := int64(len(head)); sent < size; sent += int64(len(block)) {
+		if _, err := w.Write(block); err != nil {
+			return
+		}
+	}
+}
+
+// attack is a way to answer. A slow one takes as long as it is let.
+type attack struct {
+	name   string
+	answer func(w http.ResponseWriter, r *http.Request)
+	slow   bool
+}
+
+func attacks(t *testing.T) []attack {
+	// A gzip file may consist of several (RFC 1952 §2.2): 100 times 100 MB of blanks are 10 MB.
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	blanks := bytes.Repeat([]byte(" "), 1<<20)
+	for range 100 {
+		_, _ = z.Write(blanks) // a bytes.Buffer takes everything
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return []attack{
+		{name: "a gigabyte", answer: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", strconv.Itoa(1<<30))
+			repeat(w, `{"access_token":"`, "a", 1<<30)
+		}},
+		{name: "a gzip bomb", answer: func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			for range 100 {
+				if _, err := w.Write(bomb.Bytes()); err != nil {
+					return
+				}
+			}
+		}},
+		{name: "endless chunks", answer: func(w http.ResponseWriter, _ *http.Request) {
+			out := http.NewResponseController(w)
+			for {
+				if _, err := io.WriteString(w, `{"error":`); err != nil || out.Flush() != nil {
+					return
+				}
+			}
+		}},
+		{name: "a byte a second", slow: true, answer: func(w http.ResponseWriter, r *http.Request) {
+			out := http.NewResponseController(w)
+			ticker := time.NewTicker(time.Second)
+			defer ticker.Stop()
+			for {
+				if _, err := io.WriteString(w, " "); err != nil || out.Flush() != nil {
+					return
+				}
+				select {
+				case <-ticker.C:
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}},
+	}
+}
+
+// TestHostileAuthorizationServerCostsLittle has the authorization server answer with bodies that never end, at each of
+// its endpoints: calls are served, the process stays small, and each exchange ends in time.
+func TestHostileAuthorizationServerCostsLittle(t *testing.T) {
+	for _, x := range attacks(t) {
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			hostileServer(t, x)
+		})
+	}
+}
+
+func hostileServer(t *testing.T, x attack) {
+	as := startAS(t, time.Hour)
+	a := startAPI(t, as.ValidToken)
+	session := func(name, scope string) string {
+		return fmt.Sprintf("\tdevice_flow %s {\n\t\tissuer {$ISSUER}\n\t\tclient_id device\n\t\tscope offline_access %s\n\t}\n", name, scope)
+	}
+	c := newCaddy(t, "{\n"+session("main", "")+session("device", "one")+session("poll", "two")+session("discovery", "three")+"}\n"+`
+http://:{$PORT} {
+	bind 127.0.0.1
+	device_flow {$API} {
+		session main
+	}
+}
+`, as.Issuer(), a.URL)
+	var err error
+	if c.binary, err = plainCaddy(); err != nil {
+		t.Fatal(err)
+	}
+	c.start(t)
+	hc := client(t)
+	post := func(name, action string) (status int, problem string) {
+		res, err := hc.Post(c.admin+"/device_flow/sessions/"+name+"/"+action, "", nil)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		return res.StatusCode, fmt.Sprint(res.Status, " ", string(body), " ", err)
+	}
+	c.login(t)
+	if got, problem := post("device", "login"); got != 200 {
+		t.Fatalf("a login at a good server: %s", problem)
+	}
+	calls := callEvery(t, c.url+"/", 20*time.Millisecond)
+	eventually(t, 20*time.Second, "a second login, and 100 calls for Caddy to get warm", func() bool {
+		calls.mu.Lock()
+		defer calls.mu.Unlock()
+		return calls.good > 100 && c.sessions(t)["device"].State == "authorized"
+	})
+	as.ScriptAlways(flowtest.Poll, flowtest.Response{Func: x.answer})
+	if got, problem := post("poll", "login"); got != 200 {
+		t.Fatalf("a login whose polls are answered badly: %s", problem)
+	}
+	rss := memory(t, c, "VmRSS")
+	forgetPeak(t, c)
+
+	type request struct {
+		session, action string
+		limit           time.Duration // the time-out of the exchange
+		step            flowtest.Step
+	}
+	all := []request{
+		{"device", "login", 30 * time.Second, flowtest.Device},
+		{"discovery", "login", 30 * time.Second, flowtest.Discovery},
+		{"main", "refresh", time.Minute, flowtest.Refresh},
+	}
+	if x.slow && !long {
+		all = all[:2] // flow's own tests know that a minute is a minute
+	}
+	var answering atomic.Int32
+	hostile := flowtest.Response{Func: func(w http.ResponseWriter, r *http.Request) {
+		answering.Add(1)
+		defer answering.Add(-1)
+		x.answer(w, r)
+	}}
+	for _, r := range all {
+		as.ScriptAlways(r.step, hostile)
+	}
+	try := func(r request) {
+		seen, began := as.Count(r.step), time.Now()
+		got, problem := post(r.session, r.action)
+		if took := time.Since(began); took > r.limit+3*time.Second || !x.slow && took > 10*time.Second {
+			t.Errorf("%s: it took %v", r.step, took)
+		}
+		if got != http.StatusConflict {
+			t.Errorf("%s: %s", r.step, problem)
+		}
+		if as.Count(r.step) == seen {
+			t.Errorf("%s: the server was not asked", r.step)
+		}
+	}
+	if x.slow {
+		var wg sync.WaitGroup
+		for _, r := range all {
+			wg.Go(func() { try(r) })
+		}
+		wg.Wait()
+	} else {
+		for n := range 5 * len(all) { // one after the other: the bound is for one exchange
+			try(all[n%len(all)])
+			// Caddy has turned away; to a strict server, a second request before it sees that is one at the same time.
+			every(t, time.Millisecond, 10*time.Second, "the server has noticed", func() bool { return answering.Load() == 0 })
+		}
+	}
+	polls := as.Count(flowtest.Poll)
+	eventually(t, 40*time.Second, "the poll ends and there is another", func() bool { return as.Count(flowtest.Poll) > polls || polls > 1 })
+	calls.requireGood(t, "meanwhile")
+	grown := memory(t, c, "VmHWM") - rss
+	t.Logf("%d MiB and %d MiB more at most; %d calls, the slowest took %v", rss>>10, grown>>10, calls.good, calls.slowest.Round(time.Millisecond))
+	if grown >= 32<<10 {
+		t.Errorf("the process has grown by %d MiB", grown>>10)
+	}
+
+	for _, step := range []flowtest.Step{flowtest.Device, flowtest.Discovery, flowtest.Refresh, flowtest.Poll} {
+		as.Unscript(step)
+	}
+	for _, r := range all {
+		if got, problem := post(r.session, r.action); got != 200 {
+			t.Errorf("when the server is good again: %s: %s", r.step, problem)
+		}
+	}
+	eventually(t, 40*time.Second, "no exchange is left over", func() bool {
+		stacks := c.ask(t, http.MethodGet, "/debug/pprof/goroutine?debug=2").body
+		return strings.Contains(stacks, "flow.(*Session).Run") && !strings.Contains(stacks, "created by github.com/deviceflow/caddy-deviceflow/flow.")
+	})
+}
