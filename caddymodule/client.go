@@ -235,7 +235,8 @@ func (c *Client) authTransport(ctx caddy.Context) (http.RoundTripper, error) {
 	if c.AuthTransportRaw != nil {
 		mod, err = ctx.LoadModule(c, "AuthTransportRaw")
 	} else {
-		mod, err = ctx.LoadModuleByID("http.reverse_proxy.transport.http", nil)
+		// Ten megabytes of header are Go's own limit.
+		mod, err = ctx.LoadModuleByID("http.reverse_proxy.transport.http", json.RawMessage(`{"max_response_header_size": 65536}`))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("auth_transport: %w", err)

@@ -109,6 +109,30 @@ func attacks(t *testing.T) []attack {
 				}
 			}
 		}},
+		{name: "an endless header", answer: func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return // a client that has left
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+			for err == nil {
+				_, err = io.WriteString(conn, "X-Header: "+strings.Repeat("a", 4096)+"\r\n")
+			}
+		}},
+		{name: "as many members as fit", answer: func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{`)
+			for n := range 90_000 { // of at most 11 bytes
+				if _, err := fmt.Fprintf(w, `"%x":0,`, n); err != nil {
+					return
+				}
+			}
+			_, _ = io.WriteString(w, `"":0}`)
+		}},
+		{name: "as many values as fit", answer: func(w http.ResponseWriter, _ *http.Request) {
+			repeat(w, `{"access_token":[[]`, ",[]", 1<<20-40<<10)
+			_, _ = io.WriteString(w, "]}")
+		}},
 		{name: "a byte a second", slow: true, answer: func(w http.ResponseWriter, r *http.Request) {
 			out := http.NewResponseController(w)
 			ticker := time.NewTicker(time.Second)

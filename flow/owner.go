@@ -243,7 +243,7 @@ func statusError(e *Error, retry time.Time) *StatusError {
 		st.Action = ActionRetry
 	}
 	if !retry.IsZero() {
-		at := stamp(retry)
+		at := stamp(retry.Add(time.Second - 1)) // never too early
 		st.RetryAt = &at
 	}
 	return st

@@ -238,7 +238,7 @@ func (s *Status) RetryAfter(now time.Time) time.Duration {
 	if s.Error != nil && s.Error.RetryAt != nil {
 		d = s.Error.RetryAt.Sub(now)
 	}
-	return max(time.Second, min(d, 5*time.Minute)).Round(time.Second)
+	return max(time.Second, min(d+time.Second-1, 5*time.Minute)).Truncate(time.Second)
 }
 
 // Demand says that somebody is there who wants a token. With LoginOnDemand it

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"net/url"
@@ -53,6 +54,9 @@ func decodeFields(contentType string, body []byte) (f fields, ok bool) {
 	if mime != "application/x-www-form-urlencoded" && mime != "text/plain" && mime != "" {
 		return nil, false
 	}
+	if bytes.Count(body, []byte{'&'}) > maxValues {
+		return nil, false
+	}
 	v, err := url.ParseQuery(string(body))
 	if err != nil || !(v.Has("access_token") || v.Has("error") || v.Has("device_code")) {
 		return nil, false
@@ -64,7 +68,14 @@ func decodeFields(contentType string, body []byte) (f fields, ok bool) {
 	return normalize(m), true
 }
 
+// maxValues is more than any response has. A megabyte of tiny values would take
+// fifty times its size in memory.
+const maxValues = 10_000
+
 func decodeObject(b []byte) (map[string]any, error) {
+	if bytes.Count(b, []byte{','})+bytes.Count(b, []byte{'['})+bytes.Count(b, []byte{'{'}) > maxValues {
+		return nil, errors.New("too many values")
+	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
 	var m map[string]any
