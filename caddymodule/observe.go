@@ -36,9 +36,20 @@ func guard(logger *zap.Logger, what string, f func()) {
 // at debug level. Text from the authorization server stands in fields, where
 // the encoders escape it.
 func logObserver(logger *zap.Logger) flow.Observer {
-	var told flow.Status
+	var (
+		told   flow.Status
+		failed bool // the storage, and that has been said
+	)
 	return func(e flow.Event) {
 		level, msg := describeEvent(e)
+		switch {
+		case e.Kind == flow.EventStoreHealed:
+			failed = false
+		case msg == storeFails && failed:
+			level, msg = zapcore.InfoLevel, "calls are served, the storage still fails"
+		case msg == storeFails:
+			failed = true
+		}
 		if e.Kind == flow.EventStateChanged {
 			told = e.Status
 		} else if e.Status == told {

@@ -90,6 +90,11 @@ func TestStorageThatFailsCostsNoCall(t *testing.T) {
 			// The pause between attempts is 30 s at most.
 			eventually(t, 45*time.Second, "the storage is in use again", func() bool { return c.status(t).State == "authorized" })
 			calls.requireGood(t, "while the storage failed")
+			// What healed it may have been the note that a refresh is coming: a kill during that is another test's.
+			eventually(t, lifetime, "the newest refresh token is on disk", func() bool {
+				saved, leftovers := recordAndLeftovers(t, folder)
+				return saved == issued.latest() && len(leftovers) == 0
+			})
 			if !strings.Contains(c.output.String(), "stor") {
 				t.Error("the log says nothing of the storage")
 			}
