@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -200,7 +199,7 @@ func (t *Transport) direct(req *http.Request) error {
 		named := "none is named"
 		if len(t.pins) > 0 {
 			var list []string
-			for p := range maps.Keys(t.pins) {
+			for p := range t.pins {
 				list = append(list, p.String())
 			}
 			slices.Sort(list)
