@@ -252,8 +252,10 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 		return true, nil
 	case "allow_client":
 		err := moreArgs(d, &dir.guard.AllowClient)
-		if i := slices.Index(dir.guard.AllowClient, "private_ranges"); err == nil && i >= 0 {
-			dir.guard.AllowClient = slices.Replace(dir.guard.AllowClient, i, i+1, privateRanges...)
+		for i := range slices.Backward(dir.guard.AllowClient) {
+			if dir.guard.AllowClient[i] == "private_ranges" {
+				dir.guard.AllowClient = slices.Replace(dir.guard.AllowClient, i, i+1, privateRanges...)
+			}
 		}
 		return true, err
 	case "allow_host":

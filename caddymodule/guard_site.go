@@ -37,8 +37,7 @@ func walk(srv *caddyhttp.Server, routes caddyhttp.RouteList, at place, depth int
 				}
 			}
 		}
-		byAddress := slices.ContainsFunc(route.MatcherSets, matchesAddress)
-		here.narrowed = here.narrowed || byAddress
+		here.narrowed = here.narrowed || slices.ContainsFunc(route.MatcherSets, matchesAddress)
 		for _, h := range route.Handlers {
 			visit(h, here)
 			switch h := h.(type) {
@@ -51,9 +50,9 @@ func walk(srv *caddyhttp.Server, routes caddyhttp.RouteList, at place, depth int
 			}
 			here.narrowed = here.narrowed || asksForCredentials(h)
 		}
-		// What stands in front of all that follows: basic_auth, or an abort for those
+		// What stands in front of all that follows: basic_auth, or what becomes of those
 		// whose address is not right.
-		if byAddress || len(route.MatcherSets) == 0 && slices.ContainsFunc(route.Handlers, asksForCredentials) {
+		if slices.ContainsFunc(route.MatcherSets, matchesOutsiders) || len(route.MatcherSets) == 0 && slices.ContainsFunc(route.Handlers, asksForCredentials) {
 			at.narrowed = true
 		}
 	}
@@ -62,13 +61,19 @@ func walk(srv *caddyhttp.Server, routes caddyhttp.RouteList, at place, depth int
 // matchesAddress reports whether a matcher set asks where a request comes from.
 func matchesAddress(set caddyhttp.MatcherSet) bool {
 	return slices.ContainsFunc(set, func(m any) bool {
-		switch m := m.(type) {
+		switch m.(type) {
 		case *caddyhttp.MatchRemoteIP, *caddyhttp.MatchClientIP:
 			return true
-		case *caddyhttp.MatchNot:
-			return slices.ContainsFunc(m.MatcherSets, matchesAddress)
 		}
 		return false
+	}) || matchesOutsiders(set)
+}
+
+// matchesOutsiders is matchesAddress for those who do not come from there.
+func matchesOutsiders(set caddyhttp.MatcherSet) bool {
+	return slices.ContainsFunc(set, func(m any) bool {
+		not, ok := m.(*caddyhttp.MatchNot)
+		return ok && slices.ContainsFunc(not.MatcherSets, matchesAddress)
 	})
 }
 

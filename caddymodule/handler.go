@@ -48,7 +48,7 @@ type Handler struct {
 
 	Guard
 
-	// A header field that callers have to send, with a value if one is given. Viewers of the status page need not.
+	// A header field that callers have to send. Viewers of the status page need not.
 	RequireHeader *RequiredHeader `json:"require_header,omitempty"`
 
 	session *session
