@@ -28,6 +28,7 @@ type App struct {
 	// The sessions by name. Handlers can declare further ones for themselves.
 	Sessions map[string]*Client `json:"sessions,omitempty"`
 
+	ctx      caddy.Context
 	logger   *zap.Logger
 	emitter  atomic.Pointer[emitter] // nil until all of the configuration has started
 	sweeps   []*time.Timer
@@ -63,7 +64,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the sessions. It starts nothing: `caddy validate` runs it, too.
 func (a *App) Provision(ctx caddy.Context) error {
-	a.logger = ctx.Logger()
+	a.ctx, a.logger = ctx, ctx.Logger()
 	a.sessions = make(map[string]*session, len(a.Sessions))
 	a.pages = make(map[pageKey]string)
 	for name, c := range a.Sessions {
@@ -153,6 +154,7 @@ func (a *App) Start() error {
 			return fmt.Errorf("session %s: %w", s.name, err)
 		}
 	}
+	a.warnOfOpenSites()
 	return nil
 }
 

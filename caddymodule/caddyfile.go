@@ -69,6 +69,11 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //	    session      <name>
 //	    status_path  <path>|off
 //	    wait         <duration>
+//	    allow_client <address|cidr|private_ranges...>
+//	    allow_host   <host...>
+//	    allow_origin <origin...>
+//	    require_header <name> [<value>]
+//	    allow_upstream <origins...>
 //	    <client settings>
 //	    <reverse_proxy settings>
 //	}
@@ -98,18 +103,25 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err != nil {
 		return nil, err
 	}
+	if len(dir.upstreams) > 0 && !dir.proxies() {
+		return nil, caddyfileErr(dir.head, "allow_upstream belongs to the proxy: name the upstream here, or write it into the block of 'transport device_flow'")
+	}
 	name, client, err := dir.settleSession(h)
 	if err != nil {
 		return nil, err
 	}
 
 	var values []httpcaddyfile.ConfigValue
-	gate := Handler{Session: name, Client: client, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies()}
+	gate := Handler{
+		Session: name, Client: client, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies(),
+		Guard: dir.guard, RequireHeader: dir.header,
+	}
 	if dir.statusPath != "" {
 		// Caddy sorts the routes of a directive by path, if each has only one: two
 		// paths here would unsettle the order among several device_flow directives.
 		// Either route can come first then, so both declare the session.
-		page := StatusPage{Session: name, Client: client, Path: dir.statusPath}
+		page := StatusPage{Session: name, Client: client, Path: dir.statusPath, Guard: dir.guard}
+		page.AllowHost = append(slices.Clip(page.AllowHost), hostsOf(matcher)...)
 		values = append(values, routeValue(
 			caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{dir.statusPath + "*"})},
 			caddyconfig.JSONModuleObject(page, "handler", "device_flow_status", nil)))
@@ -123,6 +135,16 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 		handlers = append(handlers, caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil))
 	}
 	return append(values, routeValue(matcher, handlers...)), nil
+}
+
+// hostsOf is the names in a directive's own host matcher. The gate finds them among
+// the routes around it, but the page is in a route of its own.
+func hostsOf(matcher caddy.ModuleMap) []string {
+	var hosts []string
+	_ = json.Unmarshal(matcher["host"], &hosts) // none, or Caddy's own JSON
+	return slices.DeleteFunc(hosts, func(host string) bool {
+		return new(hostSet).add(strings.ToLower(host)) != nil // an address, or a placeholder
+	})
 }
 
 func routeValue(matcher caddy.ModuleMap, handlers ...json.RawMessage) httpcaddyfile.ConfigValue {
@@ -143,6 +165,9 @@ type directive struct {
 	firstOwn   caddyfile.Segment
 	statusPath string // empty: none
 	wait       caddy.Duration
+	guard      Guard
+	header     *RequiredHeader
+	upstreams  []string // that may get the token; empty: those of the proxy
 }
 
 // proxies reports whether the directive is a proxy itself.
@@ -225,6 +250,33 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 		}
 		dir.wait = caddy.Duration(wait)
 		return true, nil
+	case "allow_client":
+		err := moreArgs(d, &dir.guard.AllowClient)
+		for i := range slices.Backward(dir.guard.AllowClient) {
+			if dir.guard.AllowClient[i] == "private_ranges" {
+				dir.guard.AllowClient = slices.Replace(dir.guard.AllowClient, i, i+1, privateRanges...)
+			}
+		}
+		return true, err
+	case "allow_host":
+		return true, moreArgs(d, &dir.guard.AllowHost)
+	case "allow_origin":
+		return true, moreArgs(d, &dir.guard.AllowOrigin)
+	case "require_header":
+		args := d.RemainingArgs()
+		if len(args) == 0 || len(args) > 2 || args[0] == "" || len(args) == 2 && args[1] == "" {
+			return true, d.Errf("write 'require_header <name> [<value>]', with the value in quotes if it has spaces")
+		}
+		if dir.header != nil {
+			return true, d.Errf("require_header is given twice")
+		}
+		dir.header = &RequiredHeader{Name: args[0]}
+		if len(args) == 2 {
+			dir.header.Value = args[1]
+		}
+		return true, noBlock(d)
+	case "allow_upstream":
+		return true, moreArgs(d, &dir.upstreams)
 	}
 	return false, nil
 }
@@ -301,6 +353,9 @@ func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*rev
 	}
 	transport["protocol"] = caddyconfig.JSON("device_flow", nil)
 	transport["session"] = caddyconfig.JSON(session, nil)
+	if len(dir.upstreams) > 0 {
+		transport["allow_upstream"] = caddyconfig.JSON(dir.upstreams, nil)
+	}
 	proxy.TransportRaw = caddyconfig.JSON(transport, nil)
 	return proxy, nil
 }

@@ -20,6 +20,7 @@ import (
 //	audience <value>
 //	resource <uri...>
 //	param <name> <value>
+//	account <claim> <value>
 //	login on_demand|eager
 //	insecure_http
 //	encryption_key <key>|off [<older key...>]
@@ -61,6 +62,16 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 			c.Params = make(map[string][]string)
 		}
 		c.Params[args[0]] = append(c.Params[args[0]], args[1])
+		return true, noBlock(d)
+	case "account":
+		args := d.RemainingArgs()
+		if len(args) != 2 || args[0] == "" || args[1] == "" {
+			return true, d.Errf("write 'account <claim> <value>', as in 'account email alice@example.com', with the value in quotes if it has spaces")
+		}
+		if c.Account != nil {
+			return true, d.Errf("account is given twice: a session is the login of one account")
+		}
+		c.Account = &Account{Claim: args[0], Value: args[1]}
 		return true, noBlock(d)
 	case "insecure_http":
 		if d.NextArg() {

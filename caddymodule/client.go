@@ -60,6 +60,10 @@ type Client struct {
 	// Extra parameters on device and token requests.
 	Params map[string][]string `json:"params,omitempty"`
 
+	// The only account that may be connected. Another one's login is refused, its
+	// token revoked, and the status page says so. Default: any account.
+	Account *Account `json:"account,omitempty"`
+
 	// When a login starts: `on_demand`, when somebody opens the status page,
 	// calls through the proxy or asks by the admin API; or `eager`, as soon as
 	// Caddy runs. Default: `on_demand`.
@@ -80,6 +84,17 @@ type Client struct {
 
 	// How the authorization server is reached. Default: the `http` transport.
 	AuthTransportRaw json.RawMessage `json:"auth_transport,omitempty" caddy:"namespace=http.reverse_proxy.transport inline_key=protocol"`
+}
+
+// Account names one account by something that the authorization server says of
+// it, in an id_token or at its userinfo endpoint. Both are compared as they are
+// written, case included; an `email` counts unless the server calls it unverified.
+type Account struct {
+	// The claim, such as `sub`, `email` or `preferred_username`.
+	Claim string `json:"claim,omitempty"`
+
+	// The value that it must have.
+	Value string `json:"value,omitempty"`
 }
 
 // flowConfig checks c and makes a flow.Config of it. It reads a secret to see
@@ -130,6 +145,9 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 				cfg.Params.Add(k, resolve("param "+k, v, false))
 			}
 		}
+	}
+	if c.Account != nil {
+		cfg.Account = &flow.Claim{Name: text("account", c.Account.Claim), Value: text("account", c.Account.Value)}
 	}
 	if bad != nil {
 		return cfg, bad

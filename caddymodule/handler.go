@@ -21,10 +21,10 @@ func init() {
 	caddy.RegisterModule(Handler{})
 }
 
-// Handler lets a request pass only while its session has a usable access token.
-// Otherwise it answers 503 and says, in the caller's own format, what a person
-// has to do. A call without a token starts a login, if the session's policy is
-// `on_demand`.
+// Handler guards the proxy, and lets a request pass only while its session has a
+// usable access token. Otherwise it answers 503 and says, in the caller's own
+// format, what a person has to do. A call without a token starts a login, if the
+// session's policy is `on_demand`.
 //
 // With `authenticate` the handlers after it see a copy of the request that
 // carries the token. Leave it out in front of a `reverse_proxy` with the
@@ -46,7 +46,14 @@ type Handler struct {
 	// Put the token on the request that the next handlers see.
 	Authenticate bool `json:"authenticate,omitempty"`
 
+	Guard
+
+	// A header field that callers have to send. Viewers of the status page need not.
+	RequireHeader *RequiredHeader `json:"require_header,omitempty"`
+
 	session *session
+	guard   *keeper
+	need    *requirement
 }
 
 // CaddyModule returns the Caddy module information.
@@ -57,18 +64,51 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision finds the session.
+// Provision finds the session and sets the guard up.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Wait < 0 {
 		return fmt.Errorf("wait %s: use a duration of zero or more", time.Duration(h.Wait))
 	}
 	_, s, err := sessionOf(ctx, h.Session, h.Client)
+	if err != nil {
+		return err
+	}
 	h.session = s
+	if h.guard, err = h.Guard.provision(ctx, h, s.name); err != nil {
+		return err
+	}
+	h.need, err = h.RequireHeader.provision()
 	return err
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if no := h.guard.admit(r); no != nil {
+		return h.guard.turnAway(w, r, no)
+	}
+	if isPreflight(r) {
+		h.guard.answerPreflight(w, r)
+		return nil
+	}
+	if from := h.guard.crossOrigin(r); from != "" {
+		w = &sharedWriter{&caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, from}
+	}
+	no := h.need.check(r)
+	if no == nil {
+		no = checkForm(r)
+	}
+	if no != nil {
+		return h.guard.turnAway(w, r, no)
+	}
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if vars != nil {
+		vars[admittedKey] = true
+	}
+	return h.serve(w, r, next, vars)
+}
+
+// serve gives an admitted request its token.
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, vars map[string]any) error {
 	s, err := h.session.running(r.Context())
 	if err != nil {
 		newTally(h.session.name).refused(err)
@@ -82,7 +122,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !h.Authenticate {
 		return next.ServeHTTP(w, r) // and the transport counts
 	}
-	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	s.tally.announce(vars)
 	defer func() { // even if the proxy panics, as it does when the API breaks off
 		if vars == nil || s.tally.claim(vars) {

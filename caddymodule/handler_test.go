@@ -42,6 +42,13 @@ func liveSession(t *testing.T, as *flowtest.Server) *session {
 	return s
 }
 
+// localRequest is what a program on this machine sends.
+func localRequest(method, target string, body io.Reader) *http.Request {
+	r := httptest.NewRequest(method, target, body)
+	r.Host, r.RemoteAddr = "localhost:8080", "127.0.0.1:50000"
+	return r
+}
+
 // next is a handler that records what it is given.
 type next struct{ got *http.Request }
 
@@ -54,14 +61,14 @@ func (n *next) ServeHTTP(w http.ResponseWriter, r *http.Request) error {
 func TestWithoutATokenTheAnswerIsWhatTheCallerCanRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		as := flowtest.New(flowtest.Config{})
-		h := &Handler{session: liveSession(t, as), StatusPath: testPath}
+		h := &Handler{guard: new(keeper), session: liveSession(t, as), StatusPath: testPath}
 		for _, c := range []struct{ accept, kind string }{
 			{"", typeProblem},
 			{"application/json", typeProblem},
 			{"text/plain", typePlain + "; charset=utf-8"},
 			{"text/html,application/xhtml+xml,*/*;q=0.8", typeHTML + "; charset=utf-8"},
 		} {
-			r := httptest.NewRequest(http.MethodGet, "/things", nil)
+			r := localRequest(http.MethodGet, "/things", nil)
 			r.Header.Set("Accept", c.accept)
 			w, n := httptest.NewRecorder(), new(next)
 			if err := h.ServeHTTP(w, r, n); err != nil {
@@ -127,10 +134,10 @@ func TestStatusURLIsWhereTheCallerWouldFindThePage(t *testing.T) {
 func TestARequestIsHeldUntilTheLoginIsApproved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		as := flowtest.New(flowtest.Config{})
-		h := &Handler{session: liveSession(t, as), Wait: caddy.Duration(time.Minute), Authenticate: true}
+		h := &Handler{guard: new(keeper), session: liveSession(t, as), Wait: caddy.Duration(time.Minute), Authenticate: true}
 		time.AfterFunc(20*time.Second, func() { as.ApproveAll() }) // the bubble's time
 		w, n, began := httptest.NewRecorder(), new(next), time.Now()
-		if err := h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil), n); err != nil {
+		if err := h.ServeHTTP(w, localRequest(http.MethodGet, "/", nil), n); err != nil {
 			t.Fatal(err)
 		}
 		if n.got == nil || w.Body.String() != "served" {
@@ -144,9 +151,9 @@ func TestARequestIsHeldUntilTheLoginIsApproved(t *testing.T) {
 
 func TestARequestIsHeldNoLongerThanWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &Handler{session: liveSession(t, flowtest.New(flowtest.Config{})), Wait: caddy.Duration(time.Minute)}
+		h := &Handler{guard: new(keeper), session: liveSession(t, flowtest.New(flowtest.Config{})), Wait: caddy.Duration(time.Minute)}
 		w, n, began := httptest.NewRecorder(), new(next), time.Now()
-		if err := h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil), n); err != nil {
+		if err := h.ServeHTTP(w, localRequest(http.MethodGet, "/", nil), n); err != nil {
 			t.Fatal(err)
 		}
 		if held := time.Since(began); w.Code != http.StatusServiceUnavailable || n.got != nil || held != time.Minute {
@@ -157,11 +164,11 @@ func TestARequestIsHeldNoLongerThanWait(t *testing.T) {
 
 func TestNothingIsWrittenToACallerWhoHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &Handler{session: liveSession(t, flowtest.New(flowtest.Config{})), Wait: caddy.Duration(time.Minute)}
+		h := &Handler{guard: new(keeper), session: liveSession(t, flowtest.New(flowtest.Config{})), Wait: caddy.Duration(time.Minute)}
 		ctx, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
 		w, n := httptest.NewRecorder(), new(next)
-		err := h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil).WithContext(ctx), n)
+		err := h.ServeHTTP(w, localRequest(http.MethodGet, "/", nil).WithContext(ctx), n)
 		if he, ok := err.(caddyhttp.HandlerError); !ok || he.StatusCode != 499 {
 			t.Errorf("the error is %v", err)
 		}
@@ -173,8 +180,8 @@ func TestNothingIsWrittenToACallerWhoHasLeft(t *testing.T) {
 
 func TestTheNextHandlerSeesACopyWithTheTokenOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &Handler{session: liveSession(t, flowtest.New(flowtest.Config{AutoApprove: true})), Wait: caddy.Duration(time.Minute), Authenticate: true}
-		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("body"))
+		h := &Handler{guard: new(keeper), session: liveSession(t, flowtest.New(flowtest.Config{AutoApprove: true})), Wait: caddy.Duration(time.Minute), Authenticate: true}
+		r := localRequest(http.MethodPost, "/", strings.NewReader("body"))
 		r.Header = http.Header{
 			"Authorization": {"Basic one", "Basic two"}, "Proxy-Authorization": {"Basic three"}, "Authorization_": {"four"},
 			"Proxy_authorization": {"five"}, "Connection": {"Upgrade, authorization", "Proxy-Authorization,Keep-Alive", "AUTHORIZATION"}, "X-Other": {"kept"},

@@ -31,6 +31,7 @@ const (
 	outcomeUnauthorized = "unauthorized" // the API has answered 401
 	outcomeFailed       = "failed"       // the API was tried and gave no answer
 	// Of requests.
+	outcomeRefused  = "refused"  // by the guard, the API was not contacted
 	outcomeNoToken  = "no_token" // answered 503, the API was not contacted
 	outcomeCanceled = "canceled" // the caller left before there was an answer
 )
@@ -72,7 +73,7 @@ func newCollector() *collector {
 		refreshes: counter("refreshes_total", "Refreshes of the access token, by outcome: success; temporary and doubtful (tried again); "+
 			"reauthorize (the login has ended, a person has to log in); configuration (the authorization server refuses the client).", "outcome"),
 		requests: counter("requests_total", "Requests, by outcome: served (the API has answered); unauthorized (the API has answered 401); "+
-			"no_token (answered 503, the API was not contacted); canceled (the caller left); failed (no answer from the API; each attempt counts).", "outcome"),
+			"refused (by the guard, for the status page, too); no_token (answered 503, the API was not contacted); canceled (the caller left); failed (no answer from the API; each attempt counts).", "outcome"),
 		replays: counter("replays_total", "Requests that were repeated with a new token after a 401 of the API, by what the repetition brought: served, unauthorized, failed.", "outcome"),
 		storageFailures: counter("storage_failures_total", "How often the storage of the login began to fail. "+
 			"While it fails, the session is degraded and its login would not survive a restart."),
@@ -211,6 +212,7 @@ func newTally(session string) *tally {
 		metrics.refreshes.WithLabelValues(session, o)
 	}
 	metrics.storageFailures.WithLabelValues(session)
+	metrics.requests.WithLabelValues(session, outcomeRefused) // counted where there may be no session yet
 	requests := func(outcome string) prometheus.Counter { return metrics.requests.WithLabelValues(session, outcome) }
 	replays := func(outcome string) prometheus.Counter { return metrics.replays.WithLabelValues(session, outcome) }
 	served, unauthorized, failed := replays(outcomeServed), replays(outcomeUnauthorized), replays(outcomeFailed)

@@ -144,6 +144,17 @@ func sampleStatuses(now time.Time) map[string]flow.Status {
 		s.Error = oops("invalid_grant", "refresh token revoked", flow.ActionReauthorize)
 		s.Account = ada
 	})
+	wrong := `the login is not used: its email is "bob@example.com", and only "ada@example.com" may be connected: log in with that account`
+	add("login_required-account", status(flow.StateLoginRequired, -3), func(s *flow.Status) {
+		s.Error = oops("wrong_account", wrong, flow.ActionReauthorize)
+	})
+	add("authorized-account", status(flow.StateAuthorized, -75), func(s *flow.Status) {
+		s.Account, s.Token = ada, token
+		s.Error = oops("wrong_account", wrong, flow.ActionReauthorize)
+	})
+	add("misconfigured-account", status(flow.StateMisconfigured, -3), func(s *flow.Status) {
+		s.Error = oops("account_unknown", `the login is not used: only the account whose email is "ada@example.com" may be connected, and neither id_token nor userinfo endpoint tells whose this one is: ask for the scope that brings this claim, such as 'openid email'`, flow.ActionFixConfiguration)
+	})
 	add("login_required-unreachable", status(flow.StateLoginRequired, -3), func(s *flow.Status) {
 		s.Error = oops("unreachable", "asking acme.eu.auth0.com for a code: connection refused", flow.ActionRetry)
 	})

@@ -57,8 +57,8 @@ var words = map[flow.State]stateWords{
 }
 
 // errorWords is what can be said of an error. Title is the headline where nobody
-// is logged in. Fix is a step for whoever looks after configuration and network,
-// and starts with a verb.
+// is logged in. Fix is a step, mostly for whoever looks after configuration and
+// network, and starts with a verb.
 type errorWords struct{ Title, Says, Fix string }
 
 // errorTexts has the words for an error code, by what the error asks for: the
@@ -70,6 +70,8 @@ var errorTexts = map[flow.Action]map[string]errorWords{
 		"expired_token":          {"The code has run out", "Nobody approved the login before its code ran out.", ""},
 		"access_denied":          {"The login was refused", "The login was refused on the approval page, or the account may not use this service.", ""},
 		"authorization_declined": {"The login was refused", "The login was refused on the approval page.", ""},
+		"wrong_account":          {"This is the wrong account", "Another account than the one this proxy is set up for was logged in. It is not used.", "Log in with the account that the details name: get a new code, and where the login server already knows another account, log out there first."},
+		"account_unknown":        {"It is not known whose login this is", "This proxy is set up for one account only, and whether this is the one could not be found out. The login is not used.", ""},
 		"invalid_grant":          {"Please log in again", "The earlier login has ended: it was signed out or withdrawn, or it lay unused for too long.", ""},
 	},
 	flow.ActionFixConfiguration: {
@@ -79,6 +81,7 @@ var errorTexts = map[flow.Action]map[string]errorWords{
 		"unsupported_grant_type": {"", "The login server offers no login by device code.", "Switch on the device authorization grant at the login server, or use another one."},
 		"invalid_scope":          {"", "The login server refuses the permissions that are asked for.", "Correct scope in Caddy's configuration, or allow these permissions at the login server."},
 		"invalid_target":         {"", "The login server does not know the API that the token is for.", "Correct audience or resource in Caddy's configuration."},
+		"account_unknown":        {"", "This proxy is set up for one account only, and the login server does not tell whose login it was. The login is not used.", "Correct scope or account in Caddy's configuration as the details say."},
 		"invalid_request":        {"", "The login server finds the request itself faulty.", ""},
 		"storage_sealed":         {"", "The stored login is sealed with another encryption_key.", "Put that key back into Caddy's configuration."},
 		"configuration":          {"", "Something in the settings of device_flow is not right.", "Correct what the details name."},
@@ -126,6 +129,12 @@ func nextStep(st flow.Status, w errorWords) string {
 	case flow.ActionReauthorize:
 		if st.Login != nil {
 			return "" // the code that is out is the next step
+		}
+		if st.State == flow.StateAuthorized {
+			return "The present login stays in use."
+		}
+		if w.Fix != "" {
+			return w.Fix
 		}
 		return "Get a new code and approve it in any browser."
 	case flow.ActionFixConfiguration:

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
@@ -43,6 +45,20 @@ func writeUnavailable(w http.ResponseWriter, r *http.Request, st flow.Status, st
 // setRetryAfter writes the field in whole seconds, at least one.
 func setRetryAfter(h http.Header, d time.Duration) {
 	h.Set("Retry-After", fmt.Sprint(max(1, int64((d+time.Second-1)/time.Second))))
+}
+
+// writeRefusal tells a caller that the guard has refused the request, by itself or
+// through handle_errors. It names nothing of the login: the caller may be anybody.
+func writeRefusal(w http.ResponseWriter, r *http.Request, no *refusal) error {
+	if no.status == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", allowedMethods) // RFC 9110 §15.5.6
+	}
+	if err := caddyhttp.Error(no.status, no); handlesErrors(r, err) {
+		w.Header().Set("Cache-Control", "no-store")
+		return err
+	}
+	problem{Type: problemType(no.kind), Title: no.title, Status: no.status, Detail: no.detail}.write(w, r)
+	return nil
 }
 
 // newUnavailable words the problem of a session without a token.

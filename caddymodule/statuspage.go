@@ -19,8 +19,8 @@ const defaultStatusPath = "/.device-flow"
 
 // StatusPage serves what a person needs to log in: the code, the address, the
 // QR code, and afterwards who is connected. Below `path` it also serves the
-// status as JSON and as server-sent events, and a health check. Other requests
-// pass.
+// status as JSON and as server-sent events, and a health check. Whoever may not
+// call may not look either. Other requests pass.
 type StatusPage struct {
 	// The session to show. Default: `default`.
 	Session string `json:"session,omitempty"`
@@ -31,7 +31,10 @@ type StatusPage struct {
 	// Where the page is. Default: `/.device-flow`.
 	Path string `json:"path,omitempty"`
 
-	page *page
+	Guard
+
+	page  *page
+	guard *keeper
 }
 
 // CaddyModule returns the Caddy module information.
@@ -52,6 +55,9 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 	}
 	app, s, err := sessionOf(ctx, p.Session, p.Client)
 	if err != nil {
+		return err
+	}
+	if p.guard, err = p.Guard.provision(ctx, p, s.name); err != nil {
 		return err
 	}
 	if err := app.claimPage(pageKey{siteOf(ctx), p.Path}, s.name); err != nil {
@@ -77,6 +83,9 @@ func (p *StatusPage) Cleanup() error {
 func (p *StatusPage) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if !p.page.match(r.URL.Path) {
 		return next.ServeHTTP(w, r)
+	}
+	if no := p.guard.admit(r); no != nil {
+		return p.guard.turnAway(w, r, no)
 	}
 	p.page.ServeHTTP(w, r)
 	return nil

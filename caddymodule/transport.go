@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
@@ -24,13 +24,32 @@ func init() {
 // and adds the session's access token to the request that leaves, after every
 // other handler has had its way with it. When the API answers 401 it has the
 // token refreshed and repeats the request once, if its body was at most 64 KiB.
+//
+// The token goes to the upstreams that the configuration names, and nowhere else:
+// a request that is on its way to another host, or without TLS, is refused with
+// 502. Health checks carry no token. The upstream gets its own name as Host, and
+// its answer `Cache-Control: private` unless it says what shared caches may do.
 type Transport struct {
 	*reverseproxy.HTTPTransport
 
 	// The session whose token is added. Default: `default`.
 	Session string `json:"session,omitempty"`
 
+	// The origins that may get the token, such as `https://api.example.com`.
+	// Needed for upstreams that are known only at the request: those with
+	// placeholders, by what these stand for, and dynamic ones, by the server name
+	// of the TLS settings or by the addresses that are dialed. Default: the
+	// upstreams of the proxy that have a fixed address. With this setting, only
+	// what it lists.
+	AllowUpstream []string `json:"allow_upstream,omitempty"`
+
+	// Lets the token go to other hosts than this one without TLS. The session's
+	// `insecure_http` does, too.
+	InsecureHTTP bool `json:"insecure_http,omitempty"`
+
 	session *session
+	pins    map[destination]struct{}
+	tlsName string // that every certificate is checked for; empty: the host dialed
 }
 
 // CaddyModule returns the Caddy module information.
@@ -52,8 +71,17 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	_, s, err := sessionOf(ctx, t.Session, nil)
+	if err != nil {
+		return err
+	}
 	t.session = s
-	return err
+	return t.pin(ctx)
+}
+
+// RequestHeaderOps gives the upstream its own name as Host, whatever the caller
+// has called the proxy. The operator's `header_up` comes later.
+func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
+	return &headers.HeaderOps{Set: http.Header{"Host": {"{http.reverse_proxy.upstream.hostport}"}}}
 }
 
 // keepMore raises Caddy's own limit of 32 idle connections to an upstream, unless
@@ -77,7 +105,8 @@ func (t *Transport) Cleanup() error {
 }
 
 // RoundTrip implements http.RoundTripper. Without a token it answers 503 itself:
-// an error would count against the health of the upstream.
+// an error would count against the health of the upstream. An upstream that may
+// not have the token is one.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	// Only a request that has come through a server has these; a health check has none,
 	// and follows redirects.
@@ -85,12 +114,23 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		return t.HTTPTransport.RoundTrip(req)
 	}
+	// A handler before the proxy may have put the token here, too, and the proxy logs
+	// what it finds here afterwards. The map belongs to this attempt alone, since
+	// there are header operations for each.
+	delete(req.Header, "Authorization")
 	s, err := t.session.running(req.Context())
 	if err != nil {
 		newTally(t.session.name).refused(err)
 		return noAnswer(req, err)
 	}
 	s.tally.claim(vars)
+	if err := t.direct(req); err != nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as every RoundTripper must
+		}
+		s.tally.failed.Inc()
+		return nil, err
+	}
 	ft := flow.Transport{Session: s.Session, Base: t.HTTPTransport, Replayed: s.tally.replayed}
 	resp, err := ft.RoundTrip(req)
 	if err != nil {
@@ -98,6 +138,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return noAnswer(req, err)
 	}
 	s.tally.answered(resp.StatusCode)
+	keepPrivate(resp.StatusCode, resp.Header)
 	return resp, nil
 }
 
@@ -135,22 +176,54 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
 //
 //	transport device_flow [<session>] {
+//	    allow_upstream <origins...>
+//	    insecure_http
 //	    <settings of the http transport>
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the module's name
 	tokens := d.NextSegment()
-	args := caddyfile.NewDispenser(tokens)
-	args.Next()
-	names := args.RemainingArgs()
+	in := caddyfile.NewDispenser(tokens)
+	in.Next()
+	names := in.RemainingArgs()
 	if len(names) > 1 {
-		return args.Errf("unexpected argument %q: write 'transport device_flow [<session>]'", args.Val())
+		return in.Errf("unexpected argument %q: write 'transport device_flow [<session>]'", in.Val())
 	}
 	if len(names) == 1 {
 		t.Session = names[0]
-		tokens = slices.Delete(tokens, 1, 2) // the http transport takes no argument
 	}
-	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens))
+	theirs := caddyfile.Segment{tokens[0]} // the http transport takes no argument
+	if len(tokens) > 1+len(names) {
+		theirs = append(theirs, tokens[1+len(names)])
+		for in.NextBlock(0) {
+			seg := in.NextSegment()
+			own, err := t.unmarshalOption(caddyfile.NewDispenser(seg))
+			if err != nil {
+				return err
+			}
+			if !own {
+				theirs = append(theirs, seg...)
+			}
+		}
+		theirs = append(theirs, tokens[len(tokens)-1])
+	}
+	return t.HTTPTransport.UnmarshalCaddyfile(caddyfile.NewDispenser(theirs))
+}
+
+// unmarshalOption parses one setting. known is false for one of the http transport.
+func (t *Transport) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
+	d.Next()
+	switch d.Val() {
+	case "allow_upstream":
+		return true, moreArgs(d, &t.AllowUpstream)
+	case "insecure_http":
+		if d.NextArg() {
+			return true, d.Errf("insecure_http takes no argument")
+		}
+		t.InsecureHTTP = true
+		return true, noBlock(d)
+	}
+	return false, nil
 }
 
 var (

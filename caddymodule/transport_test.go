@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,24 +72,42 @@ func TestAnUpstreamOverTLSGetsItsOwnHostAndTheToken(t *testing.T) {
 	}
 }
 
-// Health checks can follow redirects, and are nobody's call.
+// Health checks can follow redirects, to another host, too, and are nobody's call. What the operator has them carry is
+// the operator's.
 func TestHealthChecksCarryNoToken(t *testing.T) {
 	x := newRig(t, flowtest.Config{})
 	x.load(x.config(t.Name(), global))
 	x.login("default")
+	other, elsewhere := elsewhere(t)
 	seen := make(chan *http.Request, 100)
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen <- r
-		if r.URL.Path == "/up" {
+		switch r.URL.Path {
+		case "/up":
 			http.Redirect(w, r, "/moved", http.StatusFound)
+		case "/moved":
+			http.Redirect(w, r, "http://"+strings.Replace(other, "127.0.0.1", "localhost", 1)+"/away", http.StatusFound)
 		}
 	}))
 	defer upstream.Close()
-	x.load(x.config(t.Name(), global, "a", "reverse_proxy "+upstream.URL+" {\n transport device_flow\n health_uri /up\n health_follow_redirects\n}"))
+	x.load(x.config(t.Name(), global, "a", "reverse_proxy "+upstream.URL+
+		" {\n transport device_flow\n health_uri /up\n health_follow_redirects\n health_headers {\n  X-Api-Key mine\n }\n}"))
 	for _, path := range []string{"/up", "/moved"} {
-		if r := receive(t, seen, "a health check"); r.URL.Path != path || r.Header.Get("Authorization") != "" {
-			t.Errorf("a health check of %s carries %d tokens", r.URL.Path, len(r.Header["Authorization"]))
+		if r := receive(t, seen, "a health check"); r.URL.Path != path || r.Header.Get("Authorization") != "" || r.Header.Get("X-Api-Key") != "mine" {
+			t.Errorf("a health check of %s carries %d tokens and the key %q", r.URL.Path, len(r.Header["Authorization"]), r.Header.Get("X-Api-Key"))
 		}
+	}
+	select { // Caddy dials the upstream for whatever host a redirect names
+	case r := <-seen:
+		if r.URL.Path != "/away" || r.Header.Get("Authorization") != "" {
+			t.Errorf("a health check that goes away carries %d tokens to %s", len(r.Header["Authorization"]), r.URL.Path)
+		}
+	case r := <-elsewhere:
+		if r.Header.Get("Authorization") != "" {
+			t.Error("a health check carries a token to another host")
+		}
+	case <-time.After(patience):
+		t.Fatal("waited in vain for the redirect to be followed")
 	}
 	if got := x.get("http://a/"); got.status != http.StatusOK {
 		t.Errorf("a call: %d %s", got.status, got.body)
@@ -189,24 +206,9 @@ func TestARawCallerCannotTouchTheToken(t *testing.T) {
 				"3\r\nabc\r\n0\r\nAuthorization: Basic a\r\nX-Sum: 3\r\nProxy-Authorization: b\r\n\r\n",
 		} {
 			t.Run(site+": "+name, func(t *testing.T) {
-				conn, err := net.Dial("unix", x.socket(site))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := io.WriteString(conn, request); err != nil {
-					t.Fatal(err)
-				}
-				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer resp.Body.Close()
-				if resp.StatusCode != http.StatusOK {
-					t.Errorf("status %d", resp.StatusCode)
+				resp := x.raw(site, request)
+				if resp.status != http.StatusOK {
+					t.Errorf("status %d", resp.status)
 				}
 				calls := x.as.APIRequests()
 				got := calls[len(calls)-1]
@@ -230,16 +232,14 @@ func TestErrorsAreCanceledOnlyIfTheCallerLeft(t *testing.T) {
 		as := flowtest.New(flowtest.Config{AutoApprove: true})
 		live := liveSession(t, as)
 		hung := errors.New("the upstream is gone")
-		transport := &Transport{HTTPTransport: &reverseproxy.HTTPTransport{Transport: &http.Transport{
+		_, transport := directed(t, "api.example.com:80", false)
+		transport.Transport, transport.session = &http.Transport{
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, hung },
-		}}, session: live}
+		}, live
 		call := func(ctx context.Context) (*http.Response, error) {
 			ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{})
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://api.example.com/", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return transport.RoundTrip(req)
+			req, _ := directed(t, "api.example.com:80", false)
+			return transport.RoundTrip(req.WithContext(context.WithValue(ctx, dialInfoKey, dialInfo(t, "api.example.com:80"))))
 		}
 
 		as.Script(flowtest.Device, flowtest.Response{Pass: true, Delay: 2 * time.Second})

@@ -54,6 +54,7 @@ type answer struct {
 	ok      bool // fields could be decoded
 	at      time.Time
 	secrets []Secret // to be scrubbed from texts
+	body    []byte
 }
 
 // exchange sends req and reads the answer. It follows no redirect, since it
@@ -83,7 +84,7 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 		return nil, &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
 			Description: "the answer is larger than 1 MiB"}
 	}
-	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now()}
+	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now(), body: body}
 	a.fields, a.ok = decodeFields(resp.Header.Get("Content-Type"), body)
 	return a, nil
 }
@@ -293,23 +294,24 @@ func (c *client) revoke(ctx context.Context, token Secret, hint string) error {
 }
 
 // userInfo asks who the token belongs to (OpenID Connect Core §5.3). It returns
-// nil without an error when the server has no such endpoint.
-func (c *client) userInfo(ctx context.Context, token Secret) (*Account, error) {
+// nothing without an error when the server has no such endpoint.
+func (c *client) userInfo(ctx context.Context, token Secret) (*Account, claims, error) {
 	e, err := c.endpoints(ctx)
 	if err != nil || e.UserInfo == "" {
-		return nil, err
+		return nil, nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.UserInfo, nil)
 	if err != nil {
-		return nil, asError(opUserInfo, err)
+		return nil, nil, asError(opUserInfo, err)
 	}
 	req.Header.Set("Authorization", "Bearer "+token.Reveal())
 	a, err := c.exchange(req, opUserInfo)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if a.status != http.StatusOK || !a.ok {
-		return nil, a.failure(opUserInfo)
+		return nil, nil, a.failure(opUserInfo)
 	}
-	return accountFrom(a.fields, c.Issuer), nil
+	m, _ := decodeObject(a.body) // by exact names; a form, say, tells none
+	return accountFrom(a.fields, c.Issuer), claimsFrom(m), nil
 }

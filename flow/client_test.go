@@ -173,6 +173,9 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 					})
 					redirect := flowtest.Response{Status: status, Header: http.Header{"Location": {"https://evil.example/x"}}}
 					w.as.Script(step, redirect, redirect)
+					if step == flowtest.UserInfo {
+						w.as.Script(flowtest.Poll, member("id_token", nil)) // else it is not asked
+					}
 					s, _ := w.run()
 					s.Demand()
 					w.sleep(0)
@@ -180,6 +183,9 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 					w.sleep(time.Minute)
 					_, _ = s.Refresh(w.Context())
 					_ = s.Logout(w.Context())
+					if w.as.Count(step) == 0 {
+						w.Error("nothing was redirected")
+					}
 				})
 			})
 		}

@@ -79,6 +79,11 @@ type Config struct {
 	// InsecureHTTP allows http:// endpoints on other hosts than loopback.
 	InsecureHTTP bool
 
+	// Account is the only account that may be connected, as the id_token or the
+	// userinfo endpoint tells. The login of another one is revoked before anybody
+	// can use it, and a stored one is put aside. Nil: any account.
+	Account *Claim
+
 	Login LoginPolicy
 	// RefreshWait bounds how long [Session.Token] waits for a refresh that is
 	// under way when there is no usable token. Default: 5 s.
@@ -172,6 +177,11 @@ func (c Config) Validate() error {
 	if c.ClientAuth == ClientAuthNone && c.Secret != nil {
 		bad("client_auth none and a client_secret exclude each other: remove one of them")
 	}
+	if c.Account != nil {
+		if err := c.Account.validate(); err != nil {
+			bad("%w", err)
+		}
+	}
 	switch c.Login {
 	case "", LoginOnDemand, LoginEager:
 	default:
@@ -205,7 +215,8 @@ var ownParams = []string{
 
 // Fingerprint identifies the login that c describes: issuer, client, scope and
 // audience. Two configurations with the same fingerprint can share a login; a
-// record of another fingerprint is never used. Secrets are not part of it.
+// record of another fingerprint is never used. Secrets are not part of it, nor is
+// Account: a login that is of the right account already goes on.
 func (c Config) Fingerprint() string {
 	as := c.Issuer
 	if as == "" {

@@ -42,6 +42,8 @@ const (
 	CodeStorageFailed   = "storage_failed"
 	CodeStorageSealed   = "storage_sealed" // with a key that Config.Keys does not have
 	CodeConfiguration   = "configuration"
+	CodeWrongAccount    = "wrong_account"   // it is not the one of Config.Account
+	CodeAccountUnknown  = "account_unknown" // nobody tells whether it is
 )
 
 // Error is a failed exchange with the authorization server.
@@ -144,6 +146,9 @@ func classify(op, code string, status int) Kind {
 // describe says in plain words what an error means for the operator.
 func describe(e *Error) string {
 	var s string
+	if e.Code == CodeWrongAccount || e.Code == CodeAccountUnknown {
+		return clean("the login is not used: "+e.reason(), 400)
+	}
 	switch e.Kind {
 	case KindTemporary:
 		switch {

@@ -158,13 +158,14 @@ func (s *Session) startPoll() {
 		begin := time.Now()
 		g, err := c.poll(ctx, p.code)
 		took := time.Since(begin)
+		asked := c.askAccount(ctx, g)
 		return func() {
 			s.polledLast(p)
 			if epoch != s.epoch || s.rec.pending != p {
 				s.discard(g)
 				return
 			}
-			s.polled(p, g, err, took)
+			s.polled(p, g, err, asked, took)
 		}
 	})
 }
@@ -178,9 +179,13 @@ func (s *Session) polledLast(p *pendingLogin) {
 }
 
 // polled takes the answer to a poll (RFC 8628 §3.5).
-func (s *Session) polled(p *pendingLogin, g *grant, err error, took time.Duration) {
+func (s *Session) polled(p *pendingLogin, g *grant, err, asked error, took time.Duration) {
 	now := time.Now() // the interval counts from the receipt of the answer
 	if err == nil || g != nil {
+		if e := s.client.Load().refusal(g, asked); e != nil {
+			s.refuse(g, e)
+			return
+		}
 		s.approved(g, err, took)
 		return
 	}
@@ -286,12 +291,12 @@ func (s *Session) identify() {
 	}
 	c, epoch, token := s.client.Load(), s.epoch, s.token.value
 	s.job(func(ctx context.Context) func() {
-		account, err := c.userInfo(ctx, token)
+		account, told, err := c.userInfo(ctx, token)
 		return func() {
 			if err != nil || account == nil || epoch != s.epoch {
 				return // a name on the page is a courtesy
 			}
-			s.rec.account = account
+			s.rec.account, s.rec.claims = account, told.kept(s.client.Load().Account)
 			s.changed()
 			s.publish()
 		}

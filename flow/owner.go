@@ -31,6 +31,7 @@ func (s *Session) Run(ctx context.Context) {
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
+			s.anotherAccount()
 			s.save.reread = 2
 			// Perhaps there is a better store now; it does not have the login yet.
 			s.save.next = time.Time{}
@@ -79,6 +80,7 @@ func (s *Session) step(now time.Time) (began bool) {
 	if !s.loaded || s.closing {
 		return false
 	}
+	s.stepAccount(now)
 	lapsed := s.stepToken(now)
 	s.stepRefresh(now)
 	if lapsed {

@@ -110,6 +110,9 @@ func (s *Session) load() {
 
 // loadedRecord begins the session's life with what was stored.
 func (s *Session) loadedRecord(b []byte, r *record, err error) {
+	if errors.Is(err, errAccount) {
+		s.login.err, err = storedAccount(err), nil // it has been put aside; nothing is wrong with the storage
+	}
 	if err != nil {
 		s.storeFailed(fmt.Errorf("reading: %w", err))
 		if !errors.Is(err, ErrRecord) {

@@ -44,6 +44,7 @@ type record struct {
 	refreshAt time.Time
 	scope     []string
 	account   *Account
+	claims    claims    // of the account
 	loginAt   time.Time // when the person approved
 
 	pending *pendingLogin
@@ -124,6 +125,7 @@ type storedRecord struct {
 	RefreshAt   time.Time    `json:"refresh_at,omitzero"`
 	Scope       []string     `json:"scope,omitempty"`
 	Account     *Account     `json:"account,omitempty"`
+	Claims      claims       `json:"claims,omitempty"`
 	LoginAt     time.Time    `json:"login_at,omitzero"`
 	Pending     *storedLogin `json:"pending,omitempty"`
 	Failed      *StatusError `json:"failed,omitempty"`
@@ -153,7 +155,7 @@ func (r *record) encode(now, wall time.Time) ([]byte, error) {
 		Version: recordVersion, Fingerprint: r.fingerprint, Generation: r.generation,
 		Access: r.access.Reveal(), Refresh: r.refresh.Reveal(),
 		Expiry: r.expiry.UTC(), Obtained: r.obtained.UTC(), RefreshAt: r.refreshAt.UTC(),
-		Scope: r.scope, Account: r.account, LoginAt: r.loginAt.UTC(),
+		Scope: r.scope, Account: r.account, Claims: r.claims, LoginAt: r.loginAt.UTC(),
 		Failed: r.failed, Held: r.held, Ended: r.ended, Saved: wall.UTC(),
 	}
 	if r.claim.by != "" {
@@ -193,7 +195,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		fingerprint: s.Fingerprint, generation: s.Generation,
 		access: NewSecret(s.Access), refresh: NewSecret(s.Refresh),
 		expiry: s.Expiry, obtained: s.Obtained, refreshAt: s.RefreshAt,
-		scope: s.Scope, account: s.Account, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, ended: s.Ended,
+		scope: s.Scope, account: s.Account, claims: s.Claims, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, ended: s.Ended,
 	}
 	if k := s.Claim; k != nil {
 		r.claim = claim{by: k.By, beat: k.Beat}

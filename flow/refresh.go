@@ -215,6 +215,10 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // refreshed takes the answer to a refresh.
 func (s *Session) refreshed(g *grant, err error, took time.Duration) {
+	if e := s.client.Load().swapped(s.rec.claims, g); e != nil {
+		s.revokeGrant(g)
+		g, err = nil, e
+	}
 	if err != nil {
 		e := asError(opRefresh, err)
 		if g != nil && !g.refresh.IsZero() {
@@ -263,6 +267,7 @@ func (s *Session) adopt(g *grant) {
 	if g.account != nil {
 		r.account = g.account.completedBy(r.account)
 	}
+	r.claims = g.claims.kept(s.client.Load().Account).over(r.claims)
 	ahead := refreshAhead(cmp.Or(g.lifetime, assumedLifetime))
 	r.refreshAt = r.obtained.Add(ahead)
 	s.refreshIn(now, ahead)

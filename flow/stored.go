@@ -35,6 +35,9 @@ func (c *client) readUnlike(ctx context.Context, seen Secret) ([]byte, *record, 
 	}
 	r, err := decodeRecord(plain, c.fingerprint)
 	if r != nil {
+		if !c.allows(r) {
+			return b, nil, c.notAllowed(r)
+		}
 		r.stale = stale
 	}
 	return b, r, err

@@ -47,6 +47,7 @@ type grant struct {
 	lifetime time.Duration
 	scope    []string
 	account  *Account
+	claims   claims // of the account, as far as the id_token tells
 }
 
 // grant reads a token response (RFC 6749 §5.1, §5.2). A response with an access
@@ -76,7 +77,8 @@ func (a *answer) grant(op string) (*grant, error) {
 		g.lifetime = d
 	}
 	if id := f.text("id_token"); id != "" {
-		g.account = accountFrom(jwtClaims(id), "")
+		payload := jwtPayload(id)
+		g.account, g.claims = accountFrom(normalize(payload), ""), claimsFrom(payload)
 	}
 	switch typ := f.text("token_type"); {
 	case g.access.IsZero() && g.refresh.IsZero():
@@ -110,10 +112,10 @@ func bearerSyntax(s string) bool {
 	return true
 }
 
-// jwtClaims reads the payload of a JWT without checking its signature. That is
+// jwtPayload reads the payload of a JWT without checking its signature. That is
 // enough for a token that came straight from the token endpoint over TLS
-// (OpenID Connect Core §3.1.3.7) and is used for display and lifetimes only.
-func jwtClaims(s string) fields {
+// (OpenID Connect Core §3.1.3.7).
+func jwtPayload(s string) map[string]any {
 	parts := strings.Split(s, ".")
 	if len(parts) != 3 {
 		return nil
@@ -126,13 +128,13 @@ func jwtClaims(s string) fields {
 	if err != nil {
 		return nil
 	}
-	return normalize(m)
+	return m
 }
 
 // jwtRemaining is what a JWT's own exp leaves, by the clock of the server that
 // sent it: ours may be hours off.
 func jwtRemaining(token string, h http.Header, now time.Time) (time.Duration, bool) {
-	exp, ok := jwtClaims(token)["exp"].(json.Number)
+	exp, ok := jwtPayload(token)["exp"].(json.Number)
 	if !ok {
 		return 0, false
 	}

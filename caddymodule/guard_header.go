@@ -1,0 +1,68 @@
+package caddymodule
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
+)
+
+// RequiredHeader is a header field that callers have to send.
+type RequiredHeader struct {
+	// The name of the field.
+	Name string `json:"name"`
+
+	// What it has to hold: a secret between the callers and the proxy, which is not
+	// passed on. Write {file./path} or {env.NAME}; it is read when the configuration
+	// is loaded. Default: anything.
+	Value string `json:"value,omitempty"`
+}
+
+// requirement is a RequiredHeader at work. Nil requires nothing.
+type requirement struct {
+	name  string // canonical
+	value flow.Secret
+}
+
+// provision resolves the value, which must not get into the configuration.
+func (c *RequiredHeader) provision() (*requirement, error) {
+	if c == nil {
+		return nil, nil
+	}
+	need := &requirement{name: http.CanonicalHeaderKey(c.Name)}
+	switch need.name {
+	case "Host", "Connection", "Content-Length", "Transfer-Encoding", "Trailer", "Te", "Upgrade":
+		return nil, errors.New("require_header " + c.Name + ": HTTP itself needs this field; choose another, as in X-Proxy-Key")
+	}
+	if !isToken(c.Name) {
+		return nil, errors.New("require_header: write the name of a header field, as in X-Proxy-Key")
+	}
+	if c.Value == "" {
+		return need, nil
+	}
+	var err error
+	need.value, err = resolveSecret("require_header "+c.Name, c.Value)
+	if err == nil && need.value.IsZero() {
+		err = errors.New("require_header " + c.Name + ": the value is empty: write the secret into it, or leave it out")
+	}
+	return need, err
+}
+
+// check refuses a caller that does not send the field, or takes the secret off the
+// request, so that neither the API nor a log of what follows has it.
+func (n *requirement) check(r *http.Request) *refusal {
+	if n == nil || guardOff {
+		return nil
+	}
+	values := r.Header[n.name]
+	if n.value.IsZero() {
+		if len(values) > 0 {
+			return nil
+		}
+	} else if len(values) == 1 && n.value.Equal(flow.NewSecret(values[0])) {
+		delete(r.Header, n.name)
+		return nil
+	}
+	return forbidden("header-required", "A header field is missing or wrong",
+		"Calls have to carry the field %s as the setting require_header says.", n.name)
+}

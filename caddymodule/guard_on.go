@@ -1,0 +1,5 @@
+//go:build !unguarded
+
+package caddymodule
+
+const guardOff = false
