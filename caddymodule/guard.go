@@ -36,7 +36,7 @@ type Guard struct {
 
 // keeper is a Guard at work.
 type keeper struct {
-	self    caddyhttp.MiddlewareHandler // to be found among the routes of the server
+	self    any // the module it belongs to, to be found among the routes of the server
 	session string
 	logger  *zap.Logger
 	clients []netip.Prefix // nil: the default
@@ -47,7 +47,7 @@ type keeper struct {
 }
 
 // provision checks the settings. self is the module that the guard belongs to.
-func (c Guard) provision(ctx caddy.Context, self caddyhttp.MiddlewareHandler, session string) (*keeper, error) {
+func (c Guard) provision(ctx caddy.Context, self any, session string) (*keeper, error) {
 	g := &keeper{self: self, session: session, logger: ctx.Logger()}
 	for _, field := range []struct {
 		name   string
@@ -84,12 +84,23 @@ func forbidden(kind, title, format string, args ...any) *refusal {
 	return &refusal{http.StatusForbidden, kind, title, fmt.Sprintf(format, args...)}
 }
 
-// admittedKey stands among the variables of a request that a guard has let pass.
-const admittedKey = "device_flow.admitted"
+// verdictKey is where the last guard's *refusal, or a nil one, stands among the
+// variables of a request.
+const verdictKey = "device_flow.guard"
 
-// admitted reports whether a handler's guard has let the request with these
-// variables pass. handle_errors runs for refused ones, too.
-func admitted(vars map[string]any) bool { return guardOff || vars[admittedKey] == true }
+// admitHop is admit for the transport. Handlers of ours have judged most requests
+// already, and refused ones come here by handle_errors. A proxy block with the
+// transport and no handler before it is guarded all the same, without settings.
+func (g *keeper) admitHop(req *http.Request, vars map[string]any) *refusal {
+	if no, judged := vars[verdictKey].(*refusal); judged {
+		return no
+	}
+	asked := req.WithContext(req.Context())
+	if repl, ok := req.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		asked.Host, _ = repl.GetString("http.request.hostport") // in req, it is the upstream's
+	}
+	return g.admit(asked)
+}
 
 // admit returns nil if r may go on. For a plain caller it allocates nothing.
 func (g *keeper) admit(r *http.Request) *refusal {
@@ -126,6 +137,15 @@ func (g *keeper) admit(r *http.Request) *refusal {
 
 // turnAway answers a request that was refused, or leaves that to handle_errors.
 func (g *keeper) turnAway(w http.ResponseWriter, r *http.Request, no *refusal) error {
+	if vars, ok := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		vars[verdictKey] = no
+	}
+	g.note(r, no)
+	return writeRefusal(w, r, no)
+}
+
+// note counts a refusal, and logs it now and then.
+func (g *keeper) note(r *http.Request, no *refusal) {
 	metrics.requests.WithLabelValues(g.session, outcomeRefused).Inc()
 	// Whoever runs a device that shows no bodies looks into the log; whoever floods
 	// the proxy shall not flood the log.
@@ -134,5 +154,4 @@ func (g *keeper) turnAway(w http.ResponseWriter, r *http.Request, no *refusal) e
 		g.logger.Warn("refused a request (logged at most once a minute)",
 			zap.String("reason", no.kind), zap.String("detail", no.detail), zap.String("remote", r.RemoteAddr))
 	}
-	return writeRefusal(w, r, no)
 }

@@ -74,7 +74,7 @@ func (g *keeper) checkClient(r *http.Request, vars map[string]any) *refusal {
 // never helps.
 func (g *keeper) checkForwarded(r *http.Request) *refusal {
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if !ok || srv.TrustedProxiesStrict > 0 {
+	if _, hop := g.self.(*Transport); hop || !ok || srv.TrustedProxiesStrict > 0 { // at the hop, the proxy has added its own
 		return nil
 	}
 	for _, name := range srv.ClientIPHeaders {

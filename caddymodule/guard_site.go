@@ -100,7 +100,7 @@ func (g *keeper) siteHosts(r *http.Request) *hostSet {
 		return found
 	}
 	walk(srv, srv.Routes, place{}, 0, func(h caddyhttp.MiddlewareHandler, at place) {
-		if h != g.self {
+		if proxy, ok := h.(*reverseproxy.Handler); h != g.self && !(ok && proxy.Transport == g.self) {
 			return
 		}
 		for _, name := range at.hosts {
@@ -130,13 +130,21 @@ func (a *App) warnOfOpenSites() {
 		if len(open) == 0 || byCertificate {
 			continue
 		}
-		exposed := false
+		gates, openGates, openHops := 0, 0, 0
 		walk(srv, srv.Routes, place{}, 0, func(h caddyhttp.MiddlewareHandler, at place) {
-			if h, ok := h.(*Handler); ok && len(h.AllowClient) == 0 && h.RequireHeader == nil && !at.narrowed {
-				exposed = true
+			switch h := h.(type) {
+			case *Handler:
+				gates++
+				if len(h.AllowClient) == 0 && h.RequireHeader == nil && !at.narrowed {
+					openGates++
+				}
+			case *reverseproxy.Handler:
+				if _, ours := h.Transport.(*Transport); ours && !at.narrowed {
+					openHops++
+				}
 			}
 		})
-		if exposed {
+		if openGates > 0 || gates == 0 && openHops > 0 {
 			a.logger.Warn("everyone in the networks of this machine can use the login: "+
 				"bind the site to 127.0.0.1 and ::1, or say who may call with allow_client or require_header",
 				zap.String("server", name), zap.Strings("listen", open))

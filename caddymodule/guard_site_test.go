@@ -183,11 +183,13 @@ func TestOpenSitesAreWarnedOf(t *testing.T) {
 		{"its own matcher", "@inside client_ip 10.0.0.0/8\ndevice_flow @inside API {\n LOGIN\n}", false},
 		{"a handle", "@inside client_ip 10.0.0.0/8\nhandle @inside {\n" + login + "\n}", false},
 		{"another handle", "@inside client_ip 10.0.0.0/8\nhandle @inside {\n respond hello\n}\nhandle /api/* {\n" + login + "\n}", true},
+		{"the transport alone", "reverse_proxy API {\n transport device_flow spare\n}", true},
+		{"a gate with a proxy of its own", "device_flow {\n session spare\n allow_client 10.0.0.0/8\n}\nreverse_proxy /api/* API {\n transport device_flow spare\n}", false},
 		{"no proxy", "respond hello", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			x := newRig(t, flowtest.Config{})
-			x.load(x.config(t.Name(), "", "a", c.site))
+			x.load(x.config(t.Name(), "device_flow spare {\n LOGIN\n audience spare\n}", "a", c.site))
 			if lines := logged(t.Name(), "everyone in the networks"); len(lines) != 0 {
 				t.Errorf("a unix socket: %q", lines)
 			}
@@ -271,5 +273,47 @@ func TestTheSecretOfAHeaderStaysOutOfTheConfiguration(t *testing.T) {
 	}
 	if strings.Contains(config, "correct-horse") || len(logged(t.Name(), "correct-horse")) != 0 {
 		t.Error("the secret is in the configuration or the log")
+	}
+}
+
+func TestAProxyBlockWithoutAHandlerIsGuardedByItsTransport(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), "device_flow {\n LOGIN\n}\nservers {\n trusted_proxies_unix\n}", ":1@a", "@own host own.example.com\nreverse_proxy @own API {\n transport device_flow\n}\n"+
+		"reverse_proxy API {\n transport device_flow\n}"))
+	x.login("default")
+	x.alias("a", "evil.example", "own.example.com")
+	for _, c := range []struct {
+		url    string
+		header []string
+		want   int
+	}{
+		{"http://a/", nil, 200},
+		{"http://a/", []string{"Origin", "http://a", "X-Forwarded-For", "192.168.1.1"}, 200},
+		{"http://own.example.com/", nil, 200},
+		{"http://evil.example/", nil, 403},
+		{"http://a/", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"http://a/", []string{"Origin", "http://" + x.api}, 403}, // it is no origin of ours because the API has that name
+		{"http://a/", []string{"X-Forwarded-For", "8.8.8.8"}, 403},
+		{"http://a/", []string{"Connection", "Upgrade", "Upgrade", "h2c"}, 403},
+		{"http://a/?access_token=x", nil, 400},
+	} {
+		before := x.as.Count(flowtest.API)
+		got := x.get(c.url, c.header...)
+		if reached := x.as.Count(flowtest.API) > before; got.status != c.want || reached != (c.want == 200) {
+			t.Errorf("%s %q: %d %s, reached: %t", c.url, c.header, got.status, got.body, reached)
+		}
+	}
+}
+
+func TestAnErrorRouteGetsNoTokenForWhatWasRefused(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), "", "a", "device_flow API {\n LOGIN\n require_header X-Key\n}\nhandle_errors {\n reverse_proxy API {\n  transport device_flow\n }\n}"))
+	x.login("default")
+	if got := x.get("http://a/", "X-Key", ""); got.status != 200 {
+		t.Errorf("a call: %d %s", got.status, got.body)
+	}
+	before := x.as.Count(flowtest.API)
+	if got := x.get("http://a/"); got.status != 403 || !strings.Contains(got.body, "require_header") || x.as.Count(flowtest.API) != before {
+		t.Errorf("a refused call: %d %s", got.status, got.body)
 	}
 }

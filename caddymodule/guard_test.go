@@ -558,15 +558,16 @@ func TestRequiredHeaderIsAskedForAndKept(t *testing.T) {
 	}
 }
 
-func TestAGuardsMarkIsThereForThoseAdmittedOnly(t *testing.T) {
+func TestAGuardLeavesItsVerdictForTheLastHop(t *testing.T) {
 	h := &Handler{guard: kept(t, Guard{}), session: &session{name: "default", started: make(chan struct{})}}
 	for _, host := range []string{"localhost", "evil.example"} {
 		ctx, leave := context.WithCancel(t.Context())
 		leave()
 		r := served(asked("Host", host).WithContext(ctx))
 		_ = h.ServeHTTP(httptest.NewRecorder(), r, new(next)) // the session never starts
-		if got := admitted(r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)); got != (host == "localhost") {
-			t.Errorf("%s: %t", host, got)
+		no, judged := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)[verdictKey].(*refusal)
+		if !judged || (no == nil) != (host == "localhost") {
+			t.Errorf("%s: %t, %v", host, judged, no)
 		}
 	}
 }
@@ -607,6 +608,6 @@ func BenchmarkGuard(b *testing.B) {
 		if g.admit(r) != nil || isPreflight(r) || g.crossOrigin(r) != "" || need.check(r) != nil || checkForm(r) != nil {
 			b.Fatal("refused")
 		}
-		vars[admittedKey] = true
+		vars[verdictKey] = (*refusal)(nil)
 	}
 }

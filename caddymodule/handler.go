@@ -102,7 +102,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	if vars != nil {
-		vars[admittedKey] = true
+		vars[verdictKey] = (*refusal)(nil)
 	}
 	return h.serve(w, r, next, vars)
 }

@@ -253,9 +253,9 @@ func TestAnAbsoluteRequestGoesToTheUpstreamUnderItsName(t *testing.T) {
 		":3@chosen", lastHop+" header_up Host {host}\n}"))
 	s := x.login("default")
 	for _, target := range []string{
-		"http://169.254.169.254/latest", "http://evil.example/latest", "https://evil.example:444/latest", "http://user:pass@evil.example/latest", "/latest",
+		"http://169.254.169.254/latest", "http://evil.localhost/latest", "https://evil.localhost:444/latest", "/latest", // what else there is, the guard refuses
 	} {
-		host := "evil.example"
+		host := "evil.localhost"
 		if strings.Contains(target, "169") {
 			host = "169.254.169.254"
 		}

@@ -57,8 +57,12 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, no *refusal) error {
 		w.Header().Set("Cache-Control", "no-store")
 		return err
 	}
-	problem{Type: problemType(no.kind), Title: no.title, Status: no.status, Detail: no.detail}.write(w, r)
+	no.write(w, r)
 	return nil
+}
+
+func (e *refusal) write(w http.ResponseWriter, r *http.Request) {
+	problem{Type: problemType(e.kind), Title: e.title, Status: e.status, Detail: e.detail}.write(w, r)
 }
 
 // newUnavailable words the problem of a session without a token.

@@ -48,6 +48,7 @@ type Transport struct {
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	session *session
+	guard   *keeper
 	pins    map[destination]struct{}
 	tlsName string // that every certificate is checked for; empty: the host dialed
 }
@@ -75,6 +76,9 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	t.session = s
+	if t.guard, err = (Guard{}).provision(ctx, t, s.name); err != nil {
+		return err
+	}
 	return t.pin(ctx)
 }
 
@@ -113,6 +117,15 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	vars, ok := req.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	if !ok {
 		return t.HTTPTransport.RoundTrip(req)
+	}
+	if no := t.guard.admitHop(req, vars); no != nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as every RoundTripper must
+		}
+		t.guard.note(req, no)
+		w := &bufferedResponse{header: make(http.Header)}
+		no.write(w, req)
+		return w.response(req), nil
 	}
 	// A handler before the proxy may have put the token here, too, and the proxy logs
 	// what it finds here afterwards. The map belongs to this attempt alone, since
@@ -155,6 +168,11 @@ func noAnswer(req *http.Request, err error) (*http.Response, error) {
 func unavailableResponse(req *http.Request, e *flow.NotReadyError) *http.Response {
 	w := &bufferedResponse{header: make(http.Header), status: http.StatusOK}
 	writeUnavailable(w, req, e.Status, "", e.RetryAfter)
+	return w.response(req)
+}
+
+// response is what was written, as an upstream would send it.
+func (w *bufferedResponse) response(req *http.Request) *http.Response {
 	return &http.Response{
 		Status: fmt.Sprintf("%d %s", w.status, http.StatusText(w.status)), StatusCode: w.status,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,

@@ -237,7 +237,7 @@ func TestErrorsAreCanceledOnlyIfTheCallerLeft(t *testing.T) {
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, hung },
 		}, live
 		call := func(ctx context.Context) (*http.Response, error) {
-			ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{})
+			ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{verdictKey: (*refusal)(nil)})
 			req, _ := directed(t, "api.example.com:80", false)
 			return transport.RoundTrip(req.WithContext(context.WithValue(ctx, dialInfoKey, dialInfo(t, "api.example.com:80"))))
 		}
