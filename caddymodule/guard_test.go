@@ -491,7 +491,7 @@ func TestPagesOfAllowedOriginsCanReadTheAnswer(t *testing.T) {
 	// An API that speaks of origins itself, and one that does not.
 	x.load(x.config(t.Name(), "", "a", "device_flow {\n LOGIN\n allow_origin https://app.example.com\n}\n"+
 		"@own path /own\nheader @own Access-Control-Allow-Origin *\nrespond hello",
-		"p", "device_flow http://127.0.0.1:1 {\n session default\n allow_origin https://app.example.com\n}"))
+		"p", "device_flow http://127.0.0.1:1 {\n LOGIN\n allow_origin https://app.example.com\n}"))
 	x.login("default")
 	for _, path := range []string{"/", "/own"} {
 		got := x.get("http://a"+path, "Origin", "https://app.example.com", "Sec-Fetch-Site", "cross-site")
