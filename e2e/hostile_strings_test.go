@@ -228,7 +228,7 @@ func TestStringsOfTheServerAreTextInABrowser(t *testing.T) {
 	visit := func(what, payload string, want ...string) {
 		t.Helper()
 		for _, v := range viewers {
-			waitFor(t, v.tab, fmt.Sprintf("document.documentElement.textContent.includes(%s)", quoted(want[0])))
+			waitFor(t, v.tab, fmt.Sprintf("!!document.documentElement?.textContent.includes(%s)", quoted(want[0])))
 			look(v, what+", live", payload, want...)
 			browse(t, v.tab, what, chromedp.Navigate(v.base+"/.device-flow?refresh"))
 			look(v, what, payload, want...)
