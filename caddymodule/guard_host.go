@@ -100,12 +100,14 @@ func isAddress(host string) bool {
 	return strings.Trim(last, "0123456789") == ""
 }
 
-// isUsableAddress refuses 0.0.0.0 and [::], which systems take for this machine
-// and browsers have taken for a public address.
+// isUsableAddress refuses addresses that lead to this machine without a browser
+// taking them for loopback, so that it does not say where a request comes from:
+// 0.0.0.0, [::], and loopback as an IPv4-mapped address.
 func isUsableAddress(host string) bool {
 	host = strings.TrimSuffix(host, ".")
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return !addr.Unmap().WithZone("").IsUnspecified()
+		plain := addr.Unmap().WithZone("")
+		return !plain.IsUnspecified() && (plain == addr.WithZone("") || !plain.IsLoopback())
 	}
 	return isOldAddress(host)
 }

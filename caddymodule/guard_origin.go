@@ -105,6 +105,9 @@ func (g *keeper) checkOrigin(r *http.Request, vars map[string]any) *refusal {
 		return originRefused(origins[0])
 	}
 	if sites != nil && harmless {
+		if !sameOrigin && isSpeculative(r.Header) {
+			return speculationRefused
+		}
 		return nil
 	}
 	from, isPage := webOrigin{}, false
@@ -120,6 +123,17 @@ func (g *keeper) checkOrigin(r *http.Request, vars map[string]any) *refusal {
 	}
 	return originRefused(from.scheme + "://" + from.host)
 }
+
+// isSpeculative reports whether a browser fetches ahead what a person may open, and
+// says by Sec-Purpose (Fetch standard) that it does. Chromium says "none" in
+// Sec-Fetch-Site of what the speculation rules of any page have it fetch.
+func isSpeculative(h http.Header) bool {
+	return h["Sec-Purpose"] != nil || h["Purpose"] != nil
+}
+
+// speculationRefused has the browser ask again when the person goes there.
+var speculationRefused = forbidden("speculative-request", "Nothing is fetched ahead",
+	"A browser has asked for this before anybody has opened it, perhaps because a web page told it to, and no setting allows that. Open the address yourself.")
 
 // allowsOrigin reports whether allow_origin has o.
 func (g *keeper) allowsOrigin(o webOrigin) bool {

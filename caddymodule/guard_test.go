@@ -138,11 +138,11 @@ func TestGuardKnowsItsHosts(t *testing.T) {
 		"": true, "localhost": true, "localhost:8080": true, "LOCALHOST:8080": true, "localhost.": true, "localhost.:8080": true, "localhost:": true,
 		"a.localhost": true, "a.b.LocalHost:80": true, "api-proxy": true, "api_proxy:8080": true, "API-PROXY.": true, "3com": true,
 		"127.0.0.1": true, "127.0.0.1:8080": true, "127.0.0.1.:80": true, "192.168.1.7": true, "8.8.8.8:80": true, "[::1]": true, "[::1]:8080": true,
-		"[fe80::1%25eth0]:80": true, "[::ffff:127.0.0.1]": true, "::1": true, "127.1": true, "127.1:80": true, "0x7f.0.0.1": true, "2130706433": true, "0177.1": true,
+		"[fe80::1%25eth0]:80": true, "[::ffff:192.168.1.2]": true, "::1": true, "127.1": true, "127.1:80": true, "0x7f.0.0.1": true, "2130706433": true, "0177.1": true,
 		"proxy.example.com": true, "PROXY.example.COM.:80": true, "a.lab.example": true, "A.LAB.example:1": true, "xn--bcher-kva.example": true,
 
 		"0.0.0.0": false, "0.0.0.0:8080": false, "0.0.0.0.": false, "[::]": false, "[::]:8080": false, "::": false, "[0:0:0:0:0:0:0:0]": false, "[::0.0.0.0]": false,
-		"[::ffff:0.0.0.0]": false, "[::ffff:0:0]": false, "[::%25eth0]": false, "0": false, "0:8080": false, "0x0": false, "00": false, "0.0": false, "0.0.0": false, "0x0.0": false,
+		"[::ffff:127.0.0.1]": false, "[::ffff:7f00:1]": false, "[::ffff:0.0.0.0]": false, "[::ffff:0:0]": false, "[::%25eth0]": false, "0": false, "0:8080": false, "0x0": false, "00": false, "0.0": false, "0.0.0": false, "0x0.0": false,
 		"0X0.00.0.0x00": false, "0x": false, "000000000000": false,
 		"evil.example": false, "evil.example:8080": false, "localhost.evil.example": false, "evillocalhost.example": false, "x.proxy.example.com": false,
 		"lab.example": false, "a.b.lab.example": false, "proxy.example.com.evil.example": false, "1.2.3.4.5": false, "1.2.3.256": false, "127.0.0.1.nip.io": false, "evil.1": false,
@@ -242,6 +242,22 @@ func TestGuardRefusesWhatPagesOfOtherOriginsSend(t *testing.T) {
 				t.Errorf("%q: %q", fields, got)
 			}
 		}
+	}
+}
+
+func TestGuardRefusesWhatABrowserFetchesAhead(t *testing.T) {
+	g := kept(t, Guard{AllowOrigin: []string{"https://app.example.com"}})
+	for want, fields := range map[string][]string{
+		"":                    {"Sec-Fetch-Site", "same-origin", "Sec-Purpose", "prefetch"},
+		"speculative-request": {"Sec-Fetch-Site", "none", "Sec-Purpose", "prefetch;prerender"},
+		"origin-not-allowed":  {"Sec-Fetch-Site", "cross-site", "Sec-Purpose", "prefetch"},
+	} {
+		if got := judge(g, asked(fields...)); got != want {
+			t.Errorf("%q: %q, want %q", fields, got, want)
+		}
+	}
+	if got := judge(g, asked("Sec-Fetch-Site", "none", "Purpose", "prefetch", "Referer", "https://app.example.com/")); got != "speculative-request" {
+		t.Errorf("the older field: %q", got)
 	}
 }
 

@@ -70,14 +70,14 @@ func repeat(w http.ResponseWriter, head, piece string, size int64) {
 	}
 }
 
-// attack is a way to answer. A slow one takes as long as it is let.
-type attack struct {
+// badAnswer is a way to answer. A slow one takes as long as it is let.
+type badAnswer struct {
 	name   string
 	answer func(w http.ResponseWriter, r *http.Request)
 	slow   bool
 }
 
-func attacks(t *testing.T) []attack {
+func badAnswers(t *testing.T) []badAnswer {
 	// A gzip file may consist of several (RFC 1952 §2.2): 100 times 100 MB of blanks are 10 MB.
 	var bomb bytes.Buffer
 	z := gzip.NewWriter(&bomb)
@@ -88,7 +88,7 @@ func attacks(t *testing.T) []attack {
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return []attack{
+	return []badAnswer{
 		{name: "a gigabyte", answer: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", strconv.Itoa(1<<30))
 			repeat(w, `{"access_token":"`, "a", 1<<30)
@@ -154,7 +154,7 @@ func attacks(t *testing.T) []attack {
 // TestHostileAuthorizationServerCostsLittle has the authorization server answer with bodies that never end, at each of
 // its endpoints: calls are served, the process stays small, and each exchange ends in time.
 func TestHostileAuthorizationServerCostsLittle(t *testing.T) {
-	for _, x := range attacks(t) {
+	for _, x := range badAnswers(t) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			hostileServer(t, x)
@@ -162,7 +162,7 @@ func TestHostileAuthorizationServerCostsLittle(t *testing.T) {
 	}
 }
 
-func hostileServer(t *testing.T, x attack) {
+func hostileServer(t *testing.T, x badAnswer) {
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	session := func(name, scope string) string {
