@@ -57,15 +57,11 @@ const runAxe = `axe.run(document, {
 func requireAccessible(t *testing.T, tab context.Context, what string) {
 	t.Helper()
 	evaluate[chromedp.Void](t, tab, `document.querySelectorAll('details').forEach(d => { d.open = true })`)
-	result, err := chromedp.Run(tab, chromedp.Evaluate[string](runAxe, chromedp.EvalAwaitPromise))
-	if err != nil {
-		t.Fatal(err)
-	}
 	var found struct {
 		Kept   int
 		Broken []string
 	}
-	if err := json.Unmarshal([]byte(result), &found); err != nil {
+	if err := json.Unmarshal([]byte(promise[string](t, tab, runAxe)), &found); err != nil {
 		t.Fatal(err)
 	}
 	for _, rule := range found.Broken {
