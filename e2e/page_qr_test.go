@@ -46,7 +46,7 @@ const quietZone = 4
 
 // margins measures the white border of the QR code in a tab, in modules: its path begins where the border ends.
 const margins = `(() => {
-	const svg = document.querySelector('svg.qr, #qr svg, svg'), path = svg.querySelector('path').getBBox(), box = svg.viewBox.baseVal;
+	const svg = document.querySelector('main svg.qr') || document.querySelector('svg'), path = svg.querySelector('path').getBBox(), box = svg.viewBox.baseVal;
 	return Math.min(path.x - box.x, path.y - box.y, box.x + box.width - path.x - path.width, box.y + box.height - path.y - path.height);
 })()`
 

@@ -72,6 +72,12 @@ func requireAccessible(t *testing.T, tab context.Context, what string) {
 	}
 }
 
+// cutOff names what reaches over the edge of the screen without making it scroll.
+const cutOff = `Array.from(document.body.querySelectorAll('*')).filter(e => {
+	const box = e.getBoundingClientRect();
+	return e.checkVisibility() && box.width > 1 && box.height > 1 && (box.left < -1 || box.right > innerWidth + 1);
+}).map(e => e.tagName + '.' + e.className).join(', ')`
+
 func (st *stage) testAccessibility(t *testing.T, browser context.Context) {
 	axe, tab := axeScript(t), newTab(t, browser)
 	for _, s := range st.scenes {
@@ -86,6 +92,9 @@ func (st *stage) testAccessibility(t *testing.T, browser context.Context) {
 			what := s.name + " on a " + l.name
 			if over := evaluate[int](t, tab, `document.scrollingElement.scrollWidth - innerWidth`); over > 0 {
 				t.Errorf("%s: the page is %d pixels too wide", what, over)
+			}
+			if cut := evaluate[string](t, tab, cutOff); cut != "" {
+				t.Errorf("%s: there is no room for %s", what, cut)
 			}
 			if l.name == smallPhone.name || l.name == wallScreen.name {
 				continue
