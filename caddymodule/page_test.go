@@ -314,7 +314,7 @@ func TestPageFormatFollowsAccept(t *testing.T) {
 		if got, _, _ := strings.Cut(w.Header().Get("Content-Type"), ";"); got != c.want || w.Code != 200 {
 			t.Errorf("Accept %q: %d %s, want %s", c.accept, w.Code, got, c.want)
 		}
-		if w.Header().Get("Vary") != "Accept" {
+		if w.Header().Get("Vary") != "Accept, Accept-Language" {
 			t.Errorf("Accept %q: Vary is %q", c.accept, w.Header().Get("Vary"))
 		}
 	}
@@ -612,7 +612,7 @@ func TestPageTakesNoMarkupFromAServer(t *testing.T) {
 	render := func(payload string, state flow.State) string {
 		return do(newFake(hostile(payload, state)).page(), "GET", testPath, "Accept", "text/html", refreshHeader, "1").Body.String()
 	}
-	for state := range words {
+	for state := range tones {
 		want := shape(render("harmless-but-as-long-as-that", state))
 		for _, payload := range []string{
 			`<script>alert(1)</script>`,
