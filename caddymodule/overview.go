@@ -21,9 +21,12 @@ type overview struct {
 	Rows []overviewRow
 }
 
+// Many reports whether the rows have to be close together.
+func (o *overview) Many() bool { return len(o.Rows) > 12 }
+
 // overviewRow is one session of it.
 type overviewRow struct {
-	Name, Link, Tone, Word, Title, Who string
+	Name, Link, Tone, Word, More, Who string
 	// Until is when the token or the code runs out, in the sentence UntilKey.
 	Until    *stamp
 	UntilKey string
@@ -125,8 +128,8 @@ func (c *catalogue) overview(all []flow.Status, now time.Time) *overview {
 	for _, st := range all {
 		v := c.view(st, now)
 		row := overviewRow{Name: clean(st.Session, maxCode), Link: sessionLink(st.Session), Tone: v.Tone, Word: v.Word, Who: v.Who}
-		if v.Title != v.Word {
-			row.Title = v.Title
+		if row.More = v.Trouble; st.State == flow.StateLoginRequired && st.Error != nil {
+			row.More = v.Title
 		}
 		switch {
 		case st.Token != nil && st.Token.ExpiresAt != nil:
@@ -177,7 +180,7 @@ func (o *overview) plain() string {
 			b.WriteByte('\n')
 		}
 		b.WriteString(row.Name + strings.Repeat(" ", width-len(row.Name)+2) + row.Word)
-		for _, more := range []string{row.Title, row.Who} {
+		for _, more := range []string{row.More, row.Who} {
 			if more != "" {
 				b.WriteString(", " + more)
 			}
