@@ -125,11 +125,15 @@ func (a *App) find(name string) (*session, error) {
 }
 
 // claimPage notes that a status page of a session is at a place, and fails if
-// another session's page is there already: nobody would ever see it.
+// another session's page is there already: nobody would ever see it. The name of
+// the overview is empty.
 func (a *App) claimPage(key pageKey, name string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if other, taken := a.pages[key]; taken && other != name {
+		if other == "" || name == "" {
+			return fmt.Errorf("status_path %s is to show one session and all of them: write another path, as in 'device_flow_status /.device-flows'", key.path)
+		}
 		return fmt.Errorf("status_path %s is where the page of session %s is already: give session %s another status_path", key.path, other, name)
 	}
 	a.pages[key] = name
