@@ -36,18 +36,24 @@ func loginQR(l *flow.LoginInfo) (string, bool) {
 	return qrSVG(u.String(), u.Host)
 }
 
-// qrSVG draws text as a QR code, black on white whatever the page's colours:
-// many readers do not know an inverted one.
-func qrSVG(text, host string) (string, bool) {
+// encodeQR makes the matrix of a QR code.
+func encodeQR(text string) (*qr.Code, bool) {
 	if len(text) > maxQR {
-		return "", false
+		return nil, false
 	}
 	level := qr.M
 	if len(text) > 250 {
 		level = qr.L // larger modules matter more than redundancy on a clean screen
 	}
 	code, err := qr.Encode(text, level)
-	if err != nil {
+	return code, err == nil
+}
+
+// qrSVG draws text as a QR code, black on white whatever the page's colours:
+// many readers do not know an inverted one.
+func qrSVG(text, host string) (string, bool) {
+	code, ok := encodeQR(text)
+	if !ok {
 		return "", false
 	}
 	size := code.Size + 2*quietZone
