@@ -121,9 +121,13 @@ func outcome(out *terminal, st flow.Status) error {
 		return notDone{errors.New("the login was given up: somebody has logged out, or Caddy was reloaded with other settings")}
 	}
 	w := explain(e)
-	text := join(w.Says, nextStep(st, w))
+	next := nextStep(st, w)
+	if st.State == flow.StateLoginRequired {
+		next = w.Fix // "get a new code" is said below
+	}
+	text := join(w.Says, next)
 	if detail := clean(e.Description, maxText); detail != "" {
-		text += " (" + detail + ")"
+		text += "\nDetails: " + detail
 	}
 	if st.State == flow.StateLoginRequired {
 		text += "\nGet a new code: caddy device-flow login" + argument(st.Session)

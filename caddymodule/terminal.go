@@ -80,7 +80,11 @@ func summary(st flow.Status, now time.Time) string {
 	case v.Login != nil:
 		return v.Login.instruction() + " (good for " + v.Login.LeftWords + ")"
 	case st.State == flow.StateLoginRequired:
-		return v.Title + ". " + v.Button + ": caddy device-flow login" + argument(st.Session)
+		why := ""
+		if st.Error != nil {
+			why = v.Title + ". "
+		}
+		return why + v.Button + ": caddy device-flow login" + argument(st.Session)
 	case st.State == flow.StateAuthorized:
 		return "nothing to do"
 	}
