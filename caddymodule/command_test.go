@@ -142,21 +142,21 @@ func TestWaitingForApprovalEndsWithTheCode(t *testing.T) {
 		want  string // of the error; empty: it was approved
 		after time.Duration
 	}{
-		"approved":                 {func() look { return scripted(out("A"), out("A"), is(flow.StateAuthorized, nil)) }, "", 3 * time.Second},
-		"approved, but not stored": {func() look { return scripted(is(flow.StateDegraded, failed(flow.ActionRetry, flow.CodeStorageFailed))) }, "", time.Second},
+		"approved":                 {func() look { return scripted(out("A"), out("A"), is(flow.StateAuthorized, nil)) }, "", 9 * time.Second},
+		"approved, but not stored": {func() look { return scripted(is(flow.StateDegraded, failed(flow.ActionRetry, flow.CodeStorageFailed))) }, "", 3 * time.Second},
 		"refused": {func() look {
 			return scripted(is(flow.StateLoginRequired, failed(flow.ActionReauthorize, "access_denied")))
-		}, "The login was refused on the approval page, or the account may not use this service.\nDetails: as the server says\nGet a new code: caddy device-flow login", time.Second},
+		}, "The login was refused on the approval page, or the account may not use this service.\nDetails: as the server says\nGet a new code: caddy device-flow login", 3 * time.Second},
 		"refused, the old one works": {func() look {
 			return scripted(is(flow.StateAuthorized, failed(flow.ActionReauthorize, "access_denied")))
-		}, "The present login stays in use.", time.Second},
-		"the old one limps": {func() look { return scripted(is(flow.StateDegraded, failed(flow.ActionRetry, "unreachable"))) }, "does not answer", time.Second},
-		"given up":          {func() look { return scripted(out("A"), is(flow.StateLoginRequired, nil)) }, "somebody has logged out", 2 * time.Second},
-		"replaced":          {func() look { return scripted(out("B")) }, "another one is out", time.Second},
+		}, "The present login stays in use.", 3 * time.Second},
+		"the old one limps": {func() look { return scripted(is(flow.StateDegraded, failed(flow.ActionRetry, "unreachable"))) }, "does not answer", 3 * time.Second},
+		"given up":          {func() look { return scripted(out("A"), is(flow.StateLoginRequired, nil)) }, "somebody has logged out", 6 * time.Second},
+		"replaced":          {func() look { return scripted(out("B")) }, "another one is out", 3 * time.Second},
 		"restarted": {func() look {
 			return scripted(silent, silent, is(flow.StateUnavailable, nil), out("A"), silent, is(flow.StateAuthorized, nil))
-		}, "", 6 * time.Second},
-		"gone for good":   {func() look { return scripted(silent) }, "no answer from Caddy", 32 * time.Second},
+		}, "", 18 * time.Second},
+		"gone for good":   {func() look { return scripted(silent) }, "no answer from Caddy", 36 * time.Second},
 		"never read back": {func() look { return scripted(is(flow.StateUnavailable, nil)) }, "given up", 90 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -197,10 +197,10 @@ func TestWaitingForCallsEndsInTime(t *testing.T) {
 		"served already":    {[]any{good}, 0, "", 0, "authorized: calls are served\n"},
 		"not now":           {[]any{needed}, 0, "login_required: Log in: caddy device-flow login", 0, ""},
 		"degraded is good":  {[]any{flow.Status{State: flow.StateDegraded}}, 0, "", 0, "degraded: calls are served\n"},
-		"in time":           {[]any{needed, needed, needed, good}, time.Minute, "", 3 * time.Second, "login_required: Log in: caddy device-flow login\nauthorized: calls are served\n"},
-		"at the very end":   {[]any{needed, needed, good}, 1500 * time.Millisecond, "", 1500 * time.Millisecond, ""},
+		"in time":           {[]any{needed, needed, needed, good}, time.Minute, "", 9 * time.Second, "login_required: Log in: caddy device-flow login\nauthorized: calls are served\n"},
+		"at the very end":   {[]any{needed, needed, good}, 4500 * time.Millisecond, "", 4500 * time.Millisecond, ""},
 		"too late":          {[]any{needed}, 10 * time.Second, "after 10s, calls are still not served: login_required", 10 * time.Second, ""},
-		"Caddy comes":       {[]any{silent, silent, gone, good}, time.Minute, "", 3 * time.Second, "no answer from Caddy\nthere is no session a\nauthorized: calls are served\n"},
+		"Caddy comes":       {[]any{silent, silent, gone, good}, time.Minute, "", 9 * time.Second, "no answer from Caddy\nthere is no session a\nauthorized: calls are served\n"},
 		"Caddy never comes": {[]any{silent}, 5 * time.Second, "still not served: no answer from Caddy", 5 * time.Second, ""},
 		"misspelt":          {[]any{gone}, time.Minute, "there is no session a", 3 * time.Second, ""},
 		"not named":         {[]any{several}, time.Minute, "several", 0, ""},

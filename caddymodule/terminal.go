@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,24 @@ func (t *terminal) count(text string) {
 	}
 	_, _ = fmt.Fprint(t.w, "\r"+text+strings.Repeat(" ", max(0, t.line-len(text))))
 	t.line = len(text)
+}
+
+// countFor counts each second for as long as d, unless ctx ends.
+func (t *terminal) countFor(ctx context.Context, d time.Duration, line func() string) error {
+	end, tick := time.NewTimer(d), time.NewTicker(time.Second)
+	defer end.Stop()
+	defer tick.Stop()
+	for {
+		t.count(line())
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return nil
+		case <-ctx.Done():
+			t.wipe()
+			return ctx.Err()
+		}
+	}
 }
 
 // wipe makes room where the line that counts is.

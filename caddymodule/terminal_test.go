@@ -40,6 +40,13 @@ func TestTerminalQRCodeFitsAndFollowsTheRulesOfLinks(t *testing.T) {
 	if wide, ok := draw(short, short+"?ticket="+strings.Repeat("x", 600)); !ok || wide != alone {
 		t.Error("in place of an address too long to be drawn, the short one is not")
 	}
+	// ISO/IEC 18004 asks for four light modules around the code.
+	for i, lines := 0, strings.Fields(strings.ReplaceAll(alone, " ", "_")); i < len(lines); i++ {
+		edge := i < quietZone/2 || i >= len(lines)-quietZone/2
+		if !strings.HasPrefix(lines[i], "████") || !strings.HasSuffix(lines[i], "████") || edge && strings.Trim(lines[i], "█") != "" {
+			t.Errorf("there is no quiet zone at line %d:\n%s", i, alone)
+		}
+	}
 	for _, bad := range []string{
 		"http://login.example.com/", "javascript:alert(1)", "https://a@b.example/", "https://\u0430pple.example/",
 		"https://login.example.com/" + strings.Repeat("x", 600),
