@@ -211,6 +211,6 @@ func (o *operator) post(ctx context.Context, name, action string) (st flow.Statu
 	return st, a.warning, nil
 }
 
-// pace is how often a command that waits looks again: the line that counts
-// shows seconds.
-const pace = time.Second
+// pace is how often a command that waits looks again. Caddy logs each request to
+// its admin API, and the line with the code shall not be lost among them.
+const pace = 3 * time.Second

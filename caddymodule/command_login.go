@@ -66,17 +66,14 @@ func waitForApproval(ctx context.Context, out *terminal, st flow.Status, look lo
 	if !out.screen {
 		out.say("Waiting for approval.")
 	}
-	ticker := time.NewTicker(pace)
-	defer ticker.Stop()
+	line := func() string {
+		left := max(time.Until(ends), 0)
+		return "Waiting for approval, " + clock(int(left/time.Second)) + " left "
+	}
 	var silent time.Time // since when
 	for {
-		left := max(time.Until(ends), 0)
-		out.count("Waiting for approval, " + clock(int(left/time.Second)) + " left ")
-		select {
-		case <-ctx.Done():
-			out.wipe()
-			return ctx.Err()
-		case <-ticker.C:
+		if err := out.countFor(ctx, pace, line); err != nil {
+			return err
 		}
 		now, err := look(ctx)
 		switch {
@@ -121,9 +118,13 @@ func outcome(out *terminal, st flow.Status) error {
 		return notDone{errors.New("the login was given up: somebody has logged out, or Caddy was reloaded with other settings")}
 	}
 	w := explain(e)
-	text := join(w.Says, nextStep(st, w))
+	next := nextStep(st, w)
+	if st.State == flow.StateLoginRequired {
+		next = w.Fix // "get a new code" is said below
+	}
+	text := join(w.Says, next)
 	if detail := clean(e.Description, maxText); detail != "" {
-		text += " (" + detail + ")"
+		text += "\nDetails: " + detail
 	}
 	if st.State == flow.StateLoginRequired {
 		text += "\nGet a new code: caddy device-flow login" + argument(st.Session)
@@ -156,8 +157,6 @@ func cmdWait(o *operator, cmd *cobra.Command, name string) error {
 
 // waitUntilUsable looks until calls are served, and once at least.
 func waitUntilUsable(ctx context.Context, out *terminal, timeout time.Duration, look look) error {
-	ticker := time.NewTicker(pace)
-	defer ticker.Stop()
 	var (
 		start = time.Now()
 		seen  time.Time // when Caddy first answered
@@ -191,7 +190,7 @@ func waitUntilUsable(ctx context.Context, out *terminal, timeout time.Duration, 
 				seen = time.Now()
 			}
 			// A Caddy that starts has its admin API before its sessions.
-			if err != nil && time.Since(seen) >= 3*pace {
+			if err != nil && time.Since(seen) >= pace {
 				out.wipe()
 				return err
 			}
@@ -215,13 +214,11 @@ func waitUntilUsable(ctx context.Context, out *terminal, timeout time.Duration, 
 			}
 			told = line
 		}
-		out.count("Waiting, " + clock(int(left/time.Second)) + " left ")
-		select {
-		case <-ticker.C:
-		case <-time.After(left): // to look once more at the very end
-		case <-ctx.Done():
-			out.wipe()
-			return ctx.Err()
+		err = out.countFor(ctx, min(pace, left), func() string { // the last look is at the very end
+			return "Waiting, " + clock(int((timeout-time.Since(start))/time.Second)) + " left "
+		})
+		if err != nil {
+			return err
 		}
 	}
 }

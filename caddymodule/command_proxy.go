@@ -161,6 +161,7 @@ func proxyListen(from string) (listen []string, url string, err error) {
 	}
 	url = "http://" + net.JoinHostPort(host, port)
 	switch {
+	case from == "":
 	case host == "":
 		return []string{":" + port}, "http://localhost:" + port, nil
 	case strings.EqualFold(host, "localhost"):

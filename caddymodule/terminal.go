@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -53,6 +54,24 @@ func (t *terminal) count(text string) {
 	t.line = len(text)
 }
 
+// countFor counts each second for as long as d, unless ctx ends.
+func (t *terminal) countFor(ctx context.Context, d time.Duration, line func() string) error {
+	end, tick := time.NewTimer(d), time.NewTicker(time.Second)
+	defer end.Stop()
+	defer tick.Stop()
+	for {
+		t.count(line())
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return nil
+		case <-ctx.Done():
+			t.wipe()
+			return ctx.Err()
+		}
+	}
+}
+
 // wipe makes room where the line that counts is.
 func (t *terminal) wipe() {
 	if t.line > 0 {
@@ -80,7 +99,11 @@ func summary(st flow.Status, now time.Time) string {
 	case v.Login != nil:
 		return v.Login.instruction() + " (good for " + v.Login.LeftWords + ")"
 	case st.State == flow.StateLoginRequired:
-		return v.Title + ". " + v.Button + ": caddy device-flow login" + argument(st.Session)
+		why := ""
+		if st.Error != nil {
+			why = v.Title + ". "
+		}
+		return why + v.Button + ": caddy device-flow login" + argument(st.Session)
 	case st.State == flow.StateAuthorized:
 		return "nothing to do"
 	}
