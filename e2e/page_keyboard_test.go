@@ -84,9 +84,9 @@ func tabTo(t *testing.T, tab context.Context, selector string) {
 	t.Fatalf("the Tab key does not lead to %s", selector)
 }
 
-// said is what a screen reader gets of a page: the name of everything, with its role in front. Of an image that is the
+// spoken is what a screen reader gets of a page: the name of everything, with its role in front. Of an image that is the
 // name alone (WAI-ARIA 1.2 section 5.2.8: its children are presentational).
-func said(t *testing.T, tab context.Context) (all []string) {
+func spoken(t *testing.T, tab context.Context) (all []string) {
 	t.Helper()
 	tree, err := chromedp.Call(tab, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
 	if err != nil {
@@ -144,7 +144,7 @@ func testPageKeyboard(t *testing.T, browser context.Context) {
 	// The code is read letter by letter, and only so: as a word it is not understood.
 	first, second, _ := strings.Cut(code, "-")
 	spelled := false
-	for _, s := range said(t, tab) {
+	for _, s := range spoken(t, tab) {
 		spelled = spelled || strings.Contains(s, spellOut(first)) && strings.Contains(s, spellOut(second))
 		role, name, _ := strings.Cut(s, " ")
 		if name == code {
@@ -155,7 +155,7 @@ func testPageKeyboard(t *testing.T, browser context.Context) {
 		}
 	}
 	if !spelled {
-		t.Errorf("a screen reader does not spell the code %s: %q", code, said(t, tab))
+		t.Errorf("a screen reader does not spell the code %s: %q", code, spoken(t, tab))
 	}
 
 	// What is new comes without taking the focus from where somebody is.
@@ -177,7 +177,7 @@ func testPageKeyboard(t *testing.T, browser context.Context) {
 	if !strings.Contains(announced, title) {
 		t.Errorf("a screen reader is told %q of a page with the title %q", announced, title)
 	}
-	if all := strings.Join(said(t, tab), "\n"); !strings.Contains(all, "status") || !strings.Contains(all, announced) {
+	if all := strings.Join(spoken(t, tab), "\n"); !strings.Contains(all, "status") || !strings.Contains(all, announced) {
 		t.Errorf("%q does not reach the screen reader:\n%s", announced, all)
 	}
 
