@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,6 +101,9 @@ func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*
 		return nil, fmt.Errorf("session %s: %w", name, err)
 	}
 	cfg.Observer = logObserver(a.logger)
+	if c.LogQR {
+		cfg.Observer = observers(a.logger, cfg.Observer, qrObserver(newTerminal(os.Stderr)))
+	}
 	s := &session{name: name, cfg: cfg, raw: raw, started: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -244,7 +244,7 @@ func (v *view) addFacts(st flow.Status) {
 	}
 	if st.State == flow.StateAuthorized {
 		v.Facts = append(v.Facts, fact{Label: v.T("fact.connected"), Time: newStamp(st.Since)})
-	} else {
+	} else if st.Token != nil || st.Account != nil { // alone, it would not say since what
 		v.Facts = append(v.Facts, fact{Label: v.T("fact.since"), Time: newStamp(st.Since)})
 	}
 	t := st.Token
@@ -261,10 +261,11 @@ func (v *view) addFacts(st flow.Status) {
 		}
 		v.Facts = append(v.Facts, f)
 	default:
-		v.Facts = append(v.Facts, fact{
-			Label: v.T("fact.until"), Time: newStamp(*t.ExpiresAt),
-			Note: v.T("fact.final"),
-		})
+		f := fact{Label: v.T("fact.until"), Time: newStamp(*t.ExpiresAt), Note: v.T("fact.final")}
+		if st.Error != nil && st.Error.Action == flow.ActionReauthorize {
+			f.Note = v.T("fact.ended") // there was something to renew it with
+		}
+		v.Facts = append(v.Facts, f)
 	}
 	var scopes []string
 	for _, s := range t.Scope {

@@ -36,19 +36,25 @@ func (c *catalogue) loginQR(l *flow.LoginInfo) (string, bool) {
 	return qrSVG(u.String(), c.text("qr.title"), c.text("qr.opens", "host", clean(u.Host, maxText)))
 }
 
-// qrSVG draws text as a QR code, black on white whatever the page's colours:
-// many readers do not know an inverted one. title and description are what a screen
-// reader says of it.
-func qrSVG(text, title, description string) (string, bool) {
+// encodeQR makes the matrix of a QR code.
+func encodeQR(text string) (*qr.Code, bool) {
 	if len(text) > maxQR {
-		return "", false
+		return nil, false
 	}
 	level := qr.M
 	if len(text) > 250 {
 		level = qr.L // larger modules matter more than redundancy on a clean screen
 	}
 	code, err := qr.Encode(text, level)
-	if err != nil {
+	return code, err == nil
+}
+
+// qrSVG draws text as a QR code, black on white whatever the page's colours:
+// many readers do not know an inverted one. title and description are what a screen
+// reader says of it.
+func qrSVG(text, title, description string) (string, bool) {
+	code, ok := encodeQR(text)
+	if !ok {
 		return "", false
 	}
 	size := code.Size + 2*quietZone
