@@ -230,6 +230,7 @@ func TestOverviewOfOneSessionIsThatOfItsOwnPage(t *testing.T) {
 func TestOverviewKnowsASessionAtEachRequest(t *testing.T) {
 	sessions := new(fakeSessions)
 	p := sessions.page()
+	p.shutdown() // a stream that should not be here ends
 	for _, path := range []string{"", "/events", "/qr.svg", "/healthz"} {
 		for _, name := range []string{"lab", "", "<b>", strings.Repeat("x", 5000)} {
 			w := do(p, "GET", testPath+path+"?session="+url.QueryEscape(name), "Accept", "text/html", "Accept-Language", "fr")

@@ -295,18 +295,31 @@ func TestPageIsSmall(t *testing.T) {
 	}
 }
 
+// problemIn is the page of a call that was turned away.
+func problemIn(c *catalogue, st flow.Status) *httptest.ResponseRecorder {
+	r := httptest.NewRequest("GET", "/things", nil)
+	r.Header.Set("Accept", "text/html")
+	r.Header.Set("Accept-Language", c.tag)
+	w := httptest.NewRecorder()
+	writeUnavailable(w, r, st, testPath, time.Second)
+	return w
+}
+
 // In no language is a sentence missing, and in none is English left over.
 func TestPageSpeaksEachLanguageThroughout(t *testing.T) {
 	for _, c := range catalogues {
 		for name, st := range sampleStatuses(time.Now()) {
 			p := newFake(st).page()
 			header := []string{"Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1"}
-			for _, w := range []*httptest.ResponseRecorder{do(p, "GET", testPath, header...), unavailable(st, testPath, "text/html"), do(p, "POST", testPath+"/login", header...)} {
+			for _, w := range []*httptest.ResponseRecorder{do(p, "GET", testPath, header...), problemIn(c, st), do(p, "POST", testPath+"/login", header...)} {
 				body := w.Body.String()
 				if m := regexp.MustCompile(`\[[a-z_]*\.[a-z_.]*\]|\{[a-z]+\}`).FindString(body); m != "" {
 					t.Errorf("%s in %s: %s is left", name, c.tag, m)
 				}
-				if w.Header().Get("Content-Language") == "en" {
+				if w.Header().Get("Content-Language") != c.tag {
+					t.Errorf("%s in %s: the answer is in %s", name, c.tag, w.Header().Get("Content-Language"))
+				}
+				if c == english {
 					continue
 				}
 				for _, word := range []string{"login server", "Calls ", "Log in", "Token valid", "Time left", "proxy logs"} {
