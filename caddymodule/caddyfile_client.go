@@ -22,6 +22,7 @@ import (
 //	param <name> <value>
 //	account <claim> <value>
 //	login on_demand|eager
+//	log_qr
 //	insecure_http
 //	encryption_key <key>|off [<older key...>]
 //	storage <module> ...
@@ -73,12 +74,10 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 		}
 		c.Account = &Account{Claim: args[0], Value: args[1]}
 		return true, noBlock(d)
+	case "log_qr":
+		return true, onlySwitch(d, &c.LogQR)
 	case "insecure_http":
-		if d.NextArg() {
-			return true, d.Errf("insecure_http takes no argument")
-		}
-		c.InsecureHTTP = true
-		return true, noBlock(d)
+		return true, onlySwitch(d, &c.InsecureHTTP)
 	case "encryption_key":
 		if c.EncryptionKey != nil {
 			return true, d.Errf("encryption_key is given twice; write all keys on one line, the one that seals first")
@@ -116,6 +115,15 @@ func moreArgs(d *caddyfile.Dispenser, field *[]string) error {
 		return d.Errf("%s takes at least one value", option)
 	}
 	*field = append(*field, args...)
+	return noBlock(d)
+}
+
+// onlySwitch reads a setting without arguments.
+func onlySwitch(d *caddyfile.Dispenser, field *bool) error {
+	if option := d.Val(); d.NextArg() {
+		return d.Errf("%s takes no argument", option)
+	}
+	*field = true
 	return noBlock(d)
 }
 

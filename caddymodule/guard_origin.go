@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"errors"
-	"io"
 	"net/http"
 	"strings"
 
@@ -220,26 +219,4 @@ func allowFrom(h http.Header, from string) {
 		}
 	}
 	h.Add("Vary", "Origin")
-}
-
-// sharedWriter puts the header that lets a page read the answer on it, at the last
-// moment: a proxy would add the API's own beside it.
-type sharedWriter struct {
-	*caddyhttp.ResponseWriterWrapper
-	from string
-}
-
-func (w *sharedWriter) WriteHeader(status int) {
-	allowFrom(w.Header(), w.from)
-	w.ResponseWriterWrapper.WriteHeader(status)
-}
-
-func (w *sharedWriter) Write(p []byte) (int, error) {
-	allowFrom(w.Header(), w.from) // does nothing once the header is out
-	return w.ResponseWriterWrapper.Write(p)
-}
-
-func (w *sharedWriter) ReadFrom(r io.Reader) (int64, error) {
-	allowFrom(w.Header(), w.from)
-	return w.ResponseWriterWrapper.ReadFrom(r)
 }

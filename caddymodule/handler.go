@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
@@ -77,6 +78,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.guard, err = h.Guard.provision(ctx, h, s.name); err != nil {
 		return err
 	}
+	// The transport hides the token from the proxy's log, other handlers do not.
+	srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if h.Authenticate && ok && srv.Logs != nil && srv.Logs.ShouldLogCredentials {
+		ctx.Logger().Warn("with log_credentials, a reverse_proxy behind device_flow writes the token into the debug log unless it has "+
+			"'transport device_flow "+s.name+"': use that transport, or take log_credentials out", zap.String("session", s.name))
+	}
 	h.need, err = h.RequireHeader.provision()
 	return err
 }
@@ -91,7 +98,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	if from := h.guard.crossOrigin(r); from != "" {
-		w = &sharedWriter{&caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, from}
+		w = newHeadWriter(w, func(_ int, header http.Header) { allowFrom(header, from) }) // a proxy would add the API's own beside it
 	}
 	no := h.need.check(r)
 	if no == nil {
@@ -128,7 +135,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 			s.tally.served.Inc()
 		}
 	}()
-	return next.ServeHTTP(w, authenticated(r, token))
+	return next.ServeHTTP(newHeadWriter(w, keepPrivate), authenticated(r, token))
 }
 
 // token is one atomic load while the session has one.

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,60 @@ func TestAnAnswerIsPrivateUnlessTheAPISaysWhatSharedCachesMayDo(t *testing.T) {
 		if got := h["Cache-Control"]; !slices.Equal(got, c.want) {
 			t.Errorf("%d %q becomes %q, want %q", c.status, c.lines, got, c.want)
 		}
+	}
+}
+
+func TestWhatOtherHandlersAnswerToAnAuthenticatedRequestIsPrivate(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), global,
+		"answer", "device_flow\nrespond hello",
+		"decided", "device_flow\nheader Cache-Control public\nrespond hello",
+		"proxy", "device_flow\nreverse_proxy API",
+		"stream", "device_flow\nreverse_proxy API {\n flush_interval -1\n}",
+		"early", "device_flow\nreverse_proxy API"))
+	x.login("default")
+	for site, want := range map[string]string{"answer": "private", "decided": "public", "proxy": "private", "stream": "private", "early": "private"} {
+		switch site {
+		case "proxy", "stream":
+			x.as.Script(flowtest.API, flowtest.Response{Body: "hello"})
+		case "early":
+			x.as.Script(flowtest.API, flowtest.Response{Func: func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Link", "</style.css>; rel=preload")
+				w.WriteHeader(http.StatusEarlyHints)
+				w.WriteHeader(http.StatusAccepted)
+			}})
+		}
+		if got := x.get("http://" + site + "/"); got.status/100 != 2 || strings.Join(got.header["Cache-Control"], "|") != want {
+			t.Errorf("%s: %d with %q, want %q", site, got.status, got.header["Cache-Control"], want)
+		}
+	}
+}
+
+func TestAHandlerThatFlushesFirstAnswersPrivately(t *testing.T) {
+	rec := httptest.NewRecorder()
+	w := newHeadWriter(rec, keepPrivate)
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rec.Result().Header.Get("Cache-Control"); got != "private" {
+		t.Errorf("Cache-Control is %q", got)
+	}
+}
+
+func TestCredentialsInTheLogAreWarnedOfWhereAProxyWouldWriteThem(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	const loud = global + "\n servers {\n  log_credentials\n }\n"
+	const warning = "writes the token into the debug log"
+	x.load(x.config(t.Name()+"Short", loud, "a", "device_flow API"))
+	x.load(x.config(t.Name()+"Quiet", global, "b", "device_flow\nrespond hello"))
+	for _, log := range []string{"Short", "Quiet"} {
+		if lines := logged(t.Name()+log, warning); len(lines) != 0 {
+			t.Errorf("%s: %q", log, lines)
+		}
+	}
+	x.load(x.config(t.Name()+"Loud", loud, "c", "device_flow\nreverse_proxy API"))
+	if lines := logged(t.Name()+"Loud", warning); len(lines) != 1 || !strings.Contains(lines[0], "transport device_flow default") {
+		t.Errorf("got %q", lines)
 	}
 }
 

@@ -26,13 +26,7 @@ var clockCaddy = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	output := filepath.Join(shared, "clock-caddy")
-	cmd := exec.Command("go", "build", "-overlay", overlay, "-o", output, "./cmd/caddy")
-	cmd.Dir = ".."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build with a clock that can be set: %w\n%s", err, out)
-	}
-	return output, nil
+	return build("clock-caddy", "./cmd/caddy", "-overlay", overlay)
 })
 
 // overlayTime writes the changed package time and returns the file that tells the go command of it. What it writes

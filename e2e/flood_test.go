@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -41,21 +40,6 @@ func viewers(t *testing.T) int {
 	return n
 }
 
-// resident is the memory that the process has, in KiB.
-func (p *process) resident(t *testing.T) int {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), "VmRSS:")
-	var kib int
-	if _, err := fmt.Sscan(rest, &kib); err != nil {
-		t.Fatalf("VmRSS: %v", err)
-	}
-	return kib
-}
-
 // latencies of calls, one after the other; each must be served.
 func latencies(t *testing.T, url string, calls int) []time.Duration {
 	t.Helper()
@@ -78,7 +62,7 @@ func TestViewersWhoNeverReadHoldUpNobody(t *testing.T) {
 	as, _, c := startProxy(t, 4*time.Second) // so that there is news for the viewers, which stays unread
 	const calls = 300
 	quiet := latencies(t, c.url+"/", calls)
-	before, memory := c.holds(t), c.resident(t)
+	before, resident := c.holds(t), memory(t, c, "VmRSS")
 
 	conns := make([]net.Conn, n)
 	var wg sync.WaitGroup
@@ -122,16 +106,16 @@ func TestViewersWhoNeverReadHoldUpNobody(t *testing.T) {
 	if got := c.status(t).State; got != "authorized" {
 		t.Errorf("the state is %q", got)
 	}
-	during, memoryDuring := c.holds(t), c.resident(t)
+	during, residentDuring := c.holds(t), memory(t, c, "VmRSS")
 	t.Logf("calls: p50 %v, p99 %v; with the viewers: p50 %v, p99 %v", quiet[calls/2], quiet[calls*99/100], loud[calls/2], loud[calls*99/100])
-	t.Logf("before %+v and %d KiB resident, with the viewers %+v and %d KiB", before, memory, during, memoryDuring)
+	t.Logf("before %+v and %d KiB resident, with the viewers %+v and %d KiB", before, resident, during, residentDuring)
 	// A connection costs a stock Caddy as much: two buffers, a goroutine and what the runtime keeps beside. The race
 	// detector keeps several times that.
 	most := 64
 	if raceEnabled {
 		most = 400
 	}
-	if perViewer := (memoryDuring - memory) / n; perViewer > most {
+	if perViewer := (residentDuring - resident) / n; perViewer > most {
 		t.Errorf("a viewer costs %d KiB", perViewer)
 	}
 
@@ -190,7 +174,7 @@ func TestFloodWithoutALoginCostsOneCode(t *testing.T) {
 			}
 			a := startAPI(t, as.ValidToken)
 			c := startCaddy(t, site("device", "openid"), as.Issuer(), a.URL)
-			memory := c.resident(t)
+			resident := memory(t, c, "VmRSS")
 
 			const lanes = 32
 			transport := &http.Transport{MaxIdleConnsPerHost: lanes}
@@ -244,7 +228,7 @@ func TestFloodWithoutALoginCostsOneCode(t *testing.T) {
 			wg.Wait()
 			whole := time.Since(began)
 			slices.Sort(took)
-			grown := c.resident(t) - memory
+			grown := memory(t, c, "VmRSS") - resident
 			t.Logf("%d calls by %d callers in %v: p50 %v, p99 %v, most %v; %d requests for a code; the process has grown by %d KiB",
 				len(took), lanes, whole.Round(time.Millisecond), took[len(took)/2], took[len(took)*99/100], took[len(took)-1],
 				as.Count(flowtest.Device), grown)

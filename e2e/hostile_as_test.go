@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,13 +22,7 @@ var plainCaddy = sync.OnceValues(func() (string, error) {
 	if !raceEnabled {
 		return caddyBinary()
 	}
-	output := filepath.Join(shared, "caddy-plain")
-	cmd := exec.Command("go", "build", "-o", output, "./cmd/caddy")
-	cmd.Dir = ".."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return output, nil
+	return build("caddy-plain", "./cmd/caddy")
 })
 
 // memory is a line of a Caddy's /proc/PID/status, in KiB: VmRSS is what it has in memory, VmHWM the most it has had.

@@ -28,15 +28,7 @@ import (
 
 // unguardedBinary is a Caddy that lets everybody in. Whatever a test finds held off by the guard must get through here:
 // a test that could not fail would prove nothing.
-var unguardedBinary = sync.OnceValues(func() (string, error) {
-	output := filepath.Join(shared, "caddy-unguarded")
-	cmd := exec.Command("go", "build", "-tags", "unguarded", "-o", output, "./cmd/caddy")
-	cmd.Dir = ".."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build without the guard: %w\n%s", err, out)
-	}
-	return output, nil
-})
+var unguardedBinary = builder("./cmd/caddy", "caddy-unguarded", "-tags", "unguarded")
 
 // loot is in every answer of the API.
 const loot = "loot-3f9c1d"

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -27,17 +28,13 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(shared)
-		if err := readSources(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
 		return m.Run()
 	}())
 }
 
 // readSources looks at each file of the module that the programs under test are made of. The go command notes what a
 // test looks at and runs it again when that has changed; of the packages that the test merely has built it knows
-// nothing, and would go on reporting an old success.
+// nothing, and would go on reporting an old success. It notes nothing before m.Run, hence not in TestMain.
 func readSources() error {
 	return filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -53,22 +50,27 @@ func readSources() error {
 	})
 }
 
+// build compiles a package of this module.
+func build(name, pkg string, flags ...string) (string, error) {
+	if err := readSources(); err != nil {
+		return "", err
+	}
+	output := filepath.Join(shared, name)
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-o", output}, flags, []string{pkg})...)
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	return output, nil
+}
+
 // builder compiles a package of this module once for all tests. When the tests run with the race detector, so does
 // what they test: races between requests, refreshes and reloads show up in the process, not in the test.
-func builder(pkg, name string) func() (string, error) {
-	return sync.OnceValues(func() (string, error) {
-		output := filepath.Join(shared, name)
-		args := []string{"build", "-o", output}
-		if raceEnabled {
-			args = append(args, "-race")
-		}
-		cmd := exec.Command("go", append(args, pkg)...)
-		cmd.Dir = ".."
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
-		}
-		return output, nil
-	})
+func builder(pkg, name string, flags ...string) func() (string, error) {
+	if raceEnabled {
+		flags = append(flags, "-race")
+	}
+	return sync.OnceValues(func() (string, error) { return build(name, pkg, flags...) })
 }
 
 var (

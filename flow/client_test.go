@@ -120,8 +120,8 @@ func TestDiscovery(t *testing.T) {
 		"redirect":          {[]flowtest.Response{{Status: 302, Header: http.Header{"Location": {"https://evil.example/"}}}, absent}, "configuration", "redirect", flow.ActionFixConfiguration},
 		"404":               {[]flowtest.Response{absent, absent}, "configuration", "no metadata", flow.ActionFixConfiguration},
 		"page":              {[]flowtest.Response{html, html}, "configuration", "not a JSON document", flow.ActionFixConfiguration},
-		"forbidden, outage": {[]flowtest.Response{{Status: 403}, outage}, "invalid_response", "", flow.ActionRetry},
-		"outage":            {[]flowtest.Response{outage, outage}, "invalid_response", "", flow.ActionRetry},
+		"forbidden, outage": {[]flowtest.Response{{Status: 403}, outage}, "temporarily_unavailable", "", flow.ActionRetry},
+		"outage":            {[]flowtest.Response{outage, outage}, "temporarily_unavailable", "", flow.ActionRetry},
 		"no device flow": {[]flowtest.Response{document(func(m map[string]any) { delete(m, "device_authorization_endpoint") }), absent}, "configuration",
 			"enable the device flow", flow.ActionFixConfiguration},
 	} {

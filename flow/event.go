@@ -26,6 +26,9 @@ type Event struct {
 	Status Status
 	// From is the state before, for [EventStateChanged].
 	From State
+	// Adopted is set for logins and logouts that another instance on the same
+	// storage has made.
+	Adopted bool
 	// Took is how long the exchange with the server lasted, where there was one.
 	Took time.Duration
 	// Err is set for the kinds that end in failed.
