@@ -133,6 +133,8 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 		return zapcore.WarnLevel, "the login failed"
 	case flow.EventLoggedOut:
 		return zapcore.InfoLevel, "logged out"
+	case flow.EventIdentified:
+		return zapcore.InfoLevel, "the login server has told who is logged in"
 	case flow.EventStoreFailed:
 		if sealed {
 			return zapcore.ErrorLevel, storeSealed

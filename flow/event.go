@@ -13,6 +13,8 @@ const (
 	EventTokenRefreshed EventKind = "token_refreshed"
 	EventRefreshFailed  EventKind = "refresh_failed"
 	EventLoggedOut      EventKind = "logged_out"
+	// EventIdentified follows a login whose account was found out only afterwards.
+	EventIdentified EventKind = "identified"
 	// EventStateChanged follows each change of [Status.State].
 	EventStateChanged EventKind = "state_changed"
 	// EventStoreFailed and EventStoreHealed frame a time without storage.
