@@ -36,7 +36,7 @@ func TestMistakesInAConfigurationAreToldWithTheRemedy(t *testing.T) {
 		"a name with a slash":      {func(c *flow.Config) { c.Name = "../x" }, "session name"},
 		"post without a secret":    {func(c *flow.Config) { c.ClientAuth = flow.ClientAuthPost }, "client_secret"},
 		"none with a secret":       {func(c *flow.Config) { c.ClientAuth, c.Secret = flow.ClientAuthNone, secret }, "exclude"},
-		"unknown authentication":   {func(c *flow.Config) { c.ClientAuth = "magic" }, "none, post or basic"},
+		"unknown authentication":   {func(c *flow.Config) { c.ClientAuth = "magic" }, "none, post, basic, private_key_jwt or tls"},
 		"unknown policy":           {func(c *flow.Config) { c.Login = "never" }, "on_demand or eager"},
 		"relative resource":        {func(c *flow.Config) { c.Resource = []string{"/api"} }, "absolute URI"},
 		"resource with a fragment": {func(c *flow.Config) { c.Resource = []string{"https://api.example/#x"} }, "fragment"},
