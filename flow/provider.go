@@ -53,7 +53,7 @@ var presets = map[string]preset{
 		args: "[host]", defaults: map[string]string{"host": "gitlab.com"},
 		issuer: "{host}", device: "{host}/oauth/authorize_device",
 	},
-	"google":   {issuer: "https://accounts.google.com", secret: true, scope: "openid email"},
+	"google":   {issuer: "https://accounts.google.com", secret: true},
 	"keycloak": {args: "<url> <realm>", issuer: "{url}/realms/{realm}", pkce: true},
 	"microsoft": {
 		args: "<tenant>",
