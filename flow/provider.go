@@ -136,7 +136,7 @@ func (p preset) values(args []string) ([]string, error) {
 		case "domain", "host", "url":
 			base, err := serverURL(value)
 			if err != nil {
-				return nil, fmt.Errorf("%s %q: %w", name, clean(value, 200), err)
+				return nil, fmt.Errorf("the %s is %w", name, err) // unquoted: it may hold a password
 			}
 			value = base
 		default:
@@ -160,7 +160,7 @@ func serverURL(s string) (string, error) {
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(s, "{}?#") {
-		return "", errors.New("this is neither the name of a server nor its URL")
+		return "", errors.New("neither the name of a server nor its URL")
 	}
 	return strings.TrimRight(s, "/"), nil
 }
