@@ -122,7 +122,7 @@ func TestNumbersAndNamesOfTokens(t *testing.T) {
 		{"JWT of the past", dated, fmt.Sprintf(`{"access_token":%q,"expires_in":60}`, jwtWith(fmt.Sprintf(`{"exp":%d}`, sent.Unix()-600))), time.Minute, 0, nil},
 		{"three parts that are no JWT", dated, `{"access_token":"a.b.c","expires_in":60}`, time.Minute, 0, nil},
 	} {
-		g, err := canned(200, tc.header, tc.body).refresh(t.Context(), NewSecret("the-old-one"))
+		g, err := canned(200, tc.header, tc.body).poll(t.Context(), NewSecret("the-device-code"), Secret{})
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
