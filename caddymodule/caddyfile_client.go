@@ -2,24 +2,30 @@ package caddymodule
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
 // unmarshalOption parses one client setting, which the global option and the
 // directive share. known is false for a setting of somebody else.
 //
+//	provider <name> [<args...>]
 //	issuer <url>
 //	device_authorization_endpoint|token_endpoint|revocation_endpoint|userinfo_endpoint <url>
 //	client_id <id>
 //	client_secret <secret>
-//	client_auth none|post|basic
+//	client_auth none|post|basic|private_key_jwt|tls
+//	client_key <file>
 //	scope <scope...>
 //	audience <value>
 //	resource <uri...>
 //	param <name> <value>
+//	header <name> <value>
 //	account <claim> <value>
 //	login on_demand|eager
 //	log_qr
@@ -30,6 +36,16 @@ import (
 func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
 	d.Next()
 	switch option := d.Val(); option {
+	case "provider":
+		args := d.RemainingArgs()
+		if len(args) == 0 {
+			return true, d.Errf("provider takes the name of a preset: %s", strings.Join(flow.Providers(), ", "))
+		}
+		if c.Provider != nil {
+			return true, d.Errf("provider is given twice")
+		}
+		c.Provider = &Provider{Name: args[0], Args: args[1:]}
+		return true, noBlock(d)
 	case "issuer":
 		return true, oneArg(d, &c.Issuer)
 	case "device_authorization_endpoint":
@@ -44,6 +60,8 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 		return true, oneArg(d, &c.ClientID)
 	case "client_secret":
 		return true, oneArg(d, &c.ClientSecret)
+	case "client_key":
+		return true, oneArg(d, &c.ClientKey)
 	case "client_auth":
 		return true, oneArg(d, &c.ClientAuth)
 	case "audience":
@@ -63,6 +81,19 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 			c.Params = make(map[string][]string)
 		}
 		c.Params[args[0]] = append(c.Params[args[0]], args[1])
+		return true, noBlock(d)
+	case "header":
+		args := d.RemainingArgs()
+		if len(args) != 2 {
+			return true, d.Errf("write 'header <name> <value>', with the value in quotes if it has spaces")
+		}
+		if _, given := c.Headers[args[0]]; given {
+			return true, d.Errf("header %s is given twice", args[0])
+		}
+		if c.Headers == nil {
+			c.Headers = make(map[string]string)
+		}
+		c.Headers[args[0]] = args[1]
 		return true, noBlock(d)
 	case "account":
 		args := d.RemainingArgs()

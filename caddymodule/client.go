@@ -18,6 +18,9 @@ import (
 // what it asks for. Placeholders that are known at start-up, such as `{env.…}`
 // and `{file.…}`, work in every string.
 type Client struct {
+	// A preset of endpoints and habits. `issuer` and the endpoints override it.
+	Provider *Provider `json:"provider,omitempty"`
+
 	// The issuer identifier of the authorization server. Its endpoints are
 	// discovered from there (RFC 8414, then OpenID Connect Discovery), and the
 	// document's own `issuer` has to be this one.
@@ -43,9 +46,15 @@ type Client struct {
 	// stands in the configuration. Default: none, a public client.
 	ClientSecret string `json:"client_secret,omitempty"`
 
-	// How the client authenticates: `none`, `post` or `basic` (RFC 6749 §2.3).
-	// Default: `post` with a secret, `none` without.
+	// How the client authenticates: `none`, `post` or `basic` (RFC 6749 §2.3),
+	// `private_key_jwt` (RFC 7523) or `tls` (RFC 8705). Default: `post` with a
+	// secret, `private_key_jwt` with a key, `none` without either.
 	ClientAuth flow.ClientAuth `json:"client_auth,omitempty"`
+
+	// The file with the private key for `private_key_jwt`, as PEM or JWK. It is
+	// read at each request that needs it, so that a rotated key needs no reload.
+	// For `tls` the certificate is part of `auth_transport` instead.
+	ClientKey string `json:"client_key,omitempty"`
 
 	// What to ask for. Many servers grant a refresh token only for
 	// `offline_access`; without one, the login ends with its first token.
@@ -59,6 +68,10 @@ type Client struct {
 
 	// Extra parameters on device and token requests.
 	Params map[string][]string `json:"params,omitempty"`
+
+	// Extra header fields on requests to the authorization server. Values are
+	// secrets, best as `{file.…}` or `{env.…}`, and read at each request.
+	Headers map[string]string `json:"headers,omitempty"`
 
 	// The only account that may be connected. Another one's login is refused, its
 	// token revoked, and the status page says so. Default: any account.
@@ -157,13 +170,25 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 	if bad != nil {
 		return cfg, bad
 	}
-	if c.ClientSecret != "" {
-		cfg.Secret = c.secret
-		if _, err := c.secret(ctx); err != nil {
-			return cfg, err
+	err := c.authenticate(ctx, &cfg, text)
+	if err == nil {
+		err = bad
+	}
+	if err == nil {
+		cfg.Headers, err = c.headers(ctx)
+	}
+	if err == nil && c.Provider != nil {
+		p := flow.Provider{Name: text("provider", c.Provider.Name)}
+		for _, arg := range c.Provider.Args {
+			p.Args = append(p.Args, text("provider", arg))
+		}
+		if err = bad; err == nil {
+			cfg, err = p.Apply(cfg)
 		}
 	}
-	var err error
+	if err != nil {
+		return cfg, err
+	}
 	if cfg.Keys, err = c.keys(); err != nil {
 		return cfg, err
 	}
@@ -267,6 +292,11 @@ func (c *Client) authTransport(ctx caddy.Context) (http.RoundTripper, error) {
 	rt, ok := mod.(http.RoundTripper)
 	if !ok {
 		return nil, fmt.Errorf("auth_transport: %T cannot carry HTTP requests; use 'auth_transport http { … }'", mod)
+	}
+	if c.ClientAuth == flow.ClientAuthTLS {
+		if err := checkCertificate(mod); err != nil {
+			return nil, err
+		}
 	}
 	return rt, nil
 }

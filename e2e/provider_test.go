@@ -57,8 +57,9 @@ var installProvider = sync.OnceValues(func() (output string, err error) {
 	return string(out), err
 })
 
-// startProvider starts the third party's authorization server, with access tokens of that lifetime.
-func startProvider(t *testing.T, lifetime time.Duration) *provider {
+// startProvider starts the third party's authorization server, with access tokens of that lifetime and more settings
+// as provider/server.mjs has them.
+func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *provider {
 	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
@@ -70,8 +71,8 @@ func startProvider(t *testing.T, lifetime time.Duration) *provider {
 
 	cmd := exec.Command(node, "server.mjs")
 	cmd.Dir = "provider"
-	cmd.Env = environment(newHome(t), "NODE_ENV=production",
-		"ACCESS_TOKEN_TTL="+strconv.Itoa(int(lifetime/time.Second)))
+	cmd.Env = append(environment(newHome(t), "NODE_ENV=production",
+		"ACCESS_TOKEN_TTL="+strconv.Itoa(int(lifetime/time.Second))), settings...)
 	// It ends with its standard input, so even a test that is killed leaves none behind.
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -38,7 +38,7 @@ type client struct {
 	Config
 	fingerprint string // of Config
 	storageKey  string // of the record
-	discovered  *atomic.Pointer[Endpoints]
+	discovered  *atomic.Pointer[document]
 	loads       *atomic.Int32 // reads of the store that are under way
 }
 
@@ -59,7 +59,7 @@ type answer struct {
 
 // exchange sends req and reads the answer. It follows no redirect, since it
 // would carry codes and secrets elsewhere, and reads at most maxBody. The error
-// is an *Error of KindTemporary.
+// is an *Error, of KindTemporary unless it is about the configured headers.
 func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 	timeout := exchangeTimeout
 	if op == opRefresh {
@@ -69,7 +69,13 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 	defer cancel()
 	req = req.WithContext(ctx)
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "caddy-deviceflow")
+	secrets, err := c.addHeaders(ctx, op, req.Header)
+	if err != nil {
+		return nil, err
+	}
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "caddy-deviceflow")
+	}
 
 	resp, err := c.HTTP.RoundTrip(req)
 	if err != nil {
@@ -84,7 +90,7 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 		return nil, &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
 			Description: "the answer is larger than 1 MiB"}
 	}
-	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now(), body: body}
+	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now(), body: body, secrets: secrets}
 	a.fields, a.ok = decodeFields(resp.Header.Get("Content-Type"), body)
 	return a, nil
 }
@@ -132,31 +138,16 @@ func codeOfStatus(status int) string {
 	return CodeInvalidResponse
 }
 
-// form makes a POST of params with the client's authentication.
-func (c *client) form(ctx context.Context, op, endpoint string, params url.Values, secrets ...Secret) (*answer, error) {
+// form makes a POST of params to endpoint, one of e, with the client's
+// authentication.
+func (c *client) form(ctx context.Context, op string, e Endpoints, endpoint string, params url.Values, secrets ...Secret) (*answer, error) {
 	header := make(http.Header)
 	header.Set("Content-Type", "application/x-www-form-urlencoded")
-	// RFC 8628 §3.1 and many servers want client_id in the body whatever the style.
-	params.Set("client_id", c.ClientID)
-	if c.ClientAuth != ClientAuthNone {
-		ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
-		secret, err := c.Secret(ctx)
-		cancel()
-		if err == nil && secret.IsZero() {
-			err = errors.New("it is empty")
-		}
-		if err != nil {
-			return nil, &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration, Err: fmt.Errorf("reading the client secret: %w", err)}
-		}
-		secrets = append(secrets, secret)
-		if c.ClientAuth == ClientAuthBasic {
-			// RFC 6749 §2.3.1: form-urlencoded before base64.
-			r := http.Request{Header: header}
-			r.SetBasicAuth(url.QueryEscape(c.ClientID), url.QueryEscape(secret.Reveal()))
-		} else {
-			params.Set("client_secret", secret.Reveal())
-		}
+	secret, err := c.authenticate(ctx, op, e, params, header)
+	if err != nil {
+		return nil, err
 	}
+	secrets = append(secrets, secret)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(params.Encode()))
 	if err != nil {
 		return nil, &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration, Err: errors.New("the endpoint is not a valid URL")}
@@ -169,7 +160,7 @@ func (c *client) form(ctx context.Context, op, endpoint string, params url.Value
 	if err != nil {
 		return nil, err
 	}
-	a.secrets = secrets
+	a.secrets = append(a.secrets, secrets...)
 	return a, nil
 }
 
@@ -188,11 +179,12 @@ func (c *client) common() url.Values {
 // deviceCode is a device authorization response (RFC 8628 §3.2).
 type deviceCode struct {
 	code     Secret
+	verifier Secret // of PKCE, if the server wants it
 	login    LoginInfo
 	interval time.Duration
 }
 
-// authorize asks for a code (RFC 8628 §3.1).
+// authorize asks for a code (RFC 8628 §3.1), with PKCE where that is wanted.
 func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 	e, err := c.endpoints(ctx)
 	if err != nil {
@@ -204,6 +196,19 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 	if e.Token == "" {
 		return nil, missingEndpoint(opDevice, "token_endpoint")
 	}
+	d, err := c.askCode(ctx, e, c.PKCE)
+	if c.PKCE || !c.wantsPKCE(err) {
+		return d, err
+	}
+	d, again := c.askCode(ctx, e, true)
+	if again != nil && asError(opDevice, again).Kind != KindTemporary {
+		return nil, err // it was something else
+	}
+	return d, again
+}
+
+// askCode is one device authorization request.
+func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCode, error) {
 	params := c.common()
 	if len(c.Scope) > 0 {
 		params.Set("scope", strings.Join(c.Scope, " "))
@@ -211,16 +216,22 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 	if c.Audience != "" {
 		params.Set("audience", c.Audience)
 	}
-	a, err := c.form(ctx, opDevice, e.DeviceAuthorization, params)
+	var verifier Secret
+	if pkce {
+		verifier = newVerifier()
+		addChallenge(params, verifier)
+	}
+	a, err := c.form(ctx, opDevice, e, e.DeviceAuthorization, params)
 	if err != nil {
 		return nil, err
 	}
-	if code, _ := a.fields.errorCode(a.status); code != "" || a.status != http.StatusOK || !a.ok {
+	f := a.fields
+	if code, _ := f.errorCode(a.status); !a.ok || a.status < 200 || a.status > 299 || code != "" && f.text("user_code") == "" {
 		return nil, a.failure(opDevice)
 	}
-	f := a.fields
 	d := &deviceCode{
-		code: NewSecret(f.text("device_code", "code")),
+		code:     NewSecret(f.text("device_code", "code")),
+		verifier: verifier,
 		login: LoginInfo{
 			// As it came: it can be case sensitive, and its look is the server's business.
 			UserCode:                f.text("user_code"),
@@ -250,8 +261,9 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 	return d, nil
 }
 
-// poll asks once whether the login has been approved (RFC 8628 §3.4).
-func (c *client) poll(ctx context.Context, code Secret) (*grant, error) {
+// poll asks once whether the login has been approved (RFC 8628 §3.4). verifier is
+// empty unless the code was asked for with PKCE.
+func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error) {
 	e, err := c.endpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -259,7 +271,10 @@ func (c *client) poll(ctx context.Context, code Secret) (*grant, error) {
 	params := c.common()
 	params.Set("grant_type", grantDeviceCode)
 	params.Set("device_code", code.Reveal())
-	a, err := c.form(ctx, opPoll, e.Token, params, code)
+	if !verifier.IsZero() {
+		params.Set("code_verifier", verifier.Reveal()) // RFC 7636 §4.5
+	}
+	a, err := c.form(ctx, opPoll, e, e.Token, params, code, verifier)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +293,7 @@ func (c *client) refresh(ctx context.Context, token Secret) (*grant, error) {
 	params := c.common()
 	params.Set("grant_type", "refresh_token")
 	params.Set("refresh_token", token.Reveal())
-	a, err := c.form(ctx, opRefresh, e.Token, params, token)
+	a, err := c.form(ctx, opRefresh, e, e.Token, params, token)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +310,7 @@ func (c *client) revoke(ctx context.Context, token Secret, hint string) error {
 	if e.Revocation == "" {
 		return nil
 	}
-	a, err := c.form(ctx, opRevoke, e.Revocation, url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}}, token)
+	a, err := c.form(ctx, opRevoke, e, e.Revocation, url.Values{"token": {token.Reveal()}, "token_type_hint": {hint}}, token)
 	if err != nil {
 		return err
 	}

@@ -16,18 +16,6 @@ import (
 	"time"
 )
 
-// ClientAuth is how the client authenticates (RFC 6749 §2.3). One style is used
-// throughout: trying a second one would burn one-shot codes and tokens.
-type ClientAuth string
-
-// The values of [ClientAuth]. Empty means ClientAuthPost with a secret and
-// ClientAuthNone without.
-const (
-	ClientAuthNone  ClientAuth = "none"
-	ClientAuthPost  ClientAuth = "post"
-	ClientAuthBasic ClientAuth = "basic"
-)
-
 // LoginPolicy says when a session asks for a code by itself.
 type LoginPolicy string
 
@@ -70,12 +58,26 @@ type Config struct {
 	// Secret is asked for the client secret at every request that carries it,
 	// so that a rotated file needs no restart. Nil: a public client.
 	Secret func(context.Context) (Secret, error)
+	// Assertion makes a fresh JWT for audience, signed with the client's key, at
+	// every request that the client authenticates (RFC 7523 §3): its jti is used
+	// once. It goes with ClientAuthPrivateKeyJWT.
+	Assertion func(ctx context.Context, audience string) (Secret, error)
+	// PKCE binds the device code to this client (RFC 7636). False: only if the
+	// server asks for it.
+	PKCE bool
 
 	Scope    []string
 	Audience string   // Auth0's "audience"
 	Resource []string // RFC 8707
 	// Params are sent in addition, with device and token requests alike.
 	Params url.Values
+	// Headers are sent in addition with every request to the authorization
+	// server. Each is asked for its value at each request, and the value is
+	// treated as a secret.
+	Headers map[string]func(context.Context) (Secret, error)
+	// Identify asks Endpoints.UserInfo who is logged in whatever the scope is, for
+	// servers that know nothing of openid.
+	Identify bool
 	// InsecureHTTP allows http:// endpoints on other hosts than loopback.
 	InsecureHTTP bool
 
@@ -114,8 +116,11 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ClientAuth == "" {
 		c.ClientAuth = ClientAuthNone
-		if c.Secret != nil {
+		switch {
+		case c.Secret != nil:
 			c.ClientAuth = ClientAuthPost
+		case c.Assertion != nil:
+			c.ClientAuth = ClientAuthPrivateKeyJWT
 		}
 	}
 	if c.Login == "" {
@@ -151,13 +156,7 @@ func (c Config) Validate() error {
 	if c.Issuer == "" && (c.Endpoints.DeviceAuthorization == "" || c.Endpoints.Token == "") {
 		bad("no authorization server: write 'issuer <url>', or both 'device_authorization_endpoint <url>' and 'token_endpoint <url>'")
 	}
-	for _, e := range []struct{ name, url string }{
-		{"issuer", c.Issuer},
-		{"device_authorization_endpoint", c.Endpoints.DeviceAuthorization},
-		{"token_endpoint", c.Endpoints.Token},
-		{"revocation_endpoint", c.Endpoints.Revocation},
-		{"userinfo_endpoint", c.Endpoints.UserInfo},
-	} {
+	for _, e := range append([]namedURL{{"issuer", c.Issuer}}, c.Endpoints.named()...) {
 		if e.url == "" {
 			continue
 		}
@@ -165,18 +164,8 @@ func (c Config) Validate() error {
 			bad("%s: %w", e.name, err)
 		}
 	}
-	switch c.ClientAuth {
-	case "", ClientAuthNone:
-	case ClientAuthPost, ClientAuthBasic:
-		if c.Secret == nil {
-			bad("client_auth %s needs a secret: write 'client_secret {file./path/to/secret}'", c.ClientAuth)
-		}
-	default:
-		bad("client_auth %q is not known: use none, post or basic", c.ClientAuth)
-	}
-	if c.ClientAuth == ClientAuthNone && c.Secret != nil {
-		bad("client_auth none and a client_secret exclude each other: remove one of them")
-	}
+	c.validateAuth(bad)
+	c.validateHeaders(bad)
 	if c.Account != nil {
 		if err := c.Account.validate(); err != nil {
 			bad("%w", err)
@@ -211,6 +200,7 @@ func (c Config) Validate() error {
 var ownParams = []string{
 	"client_id", "client_secret", "grant_type", "device_code", "refresh_token",
 	"scope", "audience", "resource", "client_assertion", "client_assertion_type", "token", "token_type_hint",
+	"code_challenge", "code_challenge_method", "code_verifier",
 }
 
 // Fingerprint identifies the login that c describes: issuer, client, scope and

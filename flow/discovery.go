@@ -5,37 +5,45 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
+
+// document is what an issuer's metadata says.
+type document struct {
+	Endpoints
+	issuer string    // as it writes itself
+	mtls   Endpoints // for clients with a certificate (RFC 8705 §5)
+	pkce   bool      // it knows S256 (RFC 7636), at its authorization endpoint at least
+}
 
 // discover fetches the server's metadata: RFC 8414 first, then OpenID Connect
 // Discovery. A document counts only if its issuer is the configured one
 // (RFC 8414 §3.3). The first document that names a device authorization
 // endpoint wins; otherwise the first valid one, for what it does name.
-func (c *client) discover(ctx context.Context) (Endpoints, error) {
+func (c *client) discover(ctx context.Context) (*document, error) {
 	// Both places together get the time of one exchange.
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	var (
-		found    Endpoints
-		valid    bool
+		found    *document
 		problems []*Error
 	)
 	for _, location := range wellKnown(c.Issuer) {
-		e, err := c.metadata(ctx, location)
+		d, err := c.metadata(ctx, location)
 		if err != nil {
 			problems = append(problems, asError(opDiscovery, err))
 			continue
 		}
-		if !valid || e.DeviceAuthorization != "" {
-			found, valid = e, true
+		if found == nil || d.DeviceAuthorization != "" {
+			found = d
 		}
-		if e.DeviceAuthorization != "" {
+		if d.DeviceAuthorization != "" {
 			break
 		}
 	}
-	if !valid {
-		return Endpoints{}, discoveryError(problems)
+	if found == nil {
+		return nil, discoveryError(problems)
 	}
 	return found, nil
 }
@@ -77,50 +85,79 @@ func wellKnown(issuer string) []string {
 
 // metadata fetches and checks one document. The error is of KindDoubtful where
 // there is none.
-func (c *client) metadata(ctx context.Context, location string) (Endpoints, error) {
+func (c *client) metadata(ctx context.Context, location string) (*document, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location, nil)
 	if err != nil {
-		return Endpoints{}, asError(opDiscovery, err)
+		return nil, asError(opDiscovery, err)
 	}
 	a, err := c.exchange(req, opDiscovery)
 	if err != nil {
-		return Endpoints{}, err
+		return nil, err
 	}
 	wrong := func(kind Kind, format string, args ...any) error {
 		return &Error{Kind: kind, Op: opDiscovery, Code: CodeConfiguration, Status: a.status, Err: fmt.Errorf(format, args...)}
 	}
 	switch {
 	case a.status >= 300 && a.status < 400:
-		return Endpoints{}, wrong(KindDoubtful, "%s redirects; redirects are not followed, so write the issuer exactly as the server names itself", location)
+		return nil, wrong(KindDoubtful, "%s redirects; redirects are not followed, so write the issuer exactly as the server names itself", location)
 	case a.status == http.StatusTooManyRequests || a.status >= 500:
-		return Endpoints{}, a.failure(opDiscovery)
+		return nil, a.failure(opDiscovery)
 	case a.status != http.StatusOK:
-		return Endpoints{}, wrong(KindDoubtful, "%s answers with HTTP %d", location, a.status)
+		return nil, wrong(KindDoubtful, "%s answers with HTTP %d", location, a.status)
 	case !a.ok:
-		return Endpoints{}, wrong(KindDoubtful, "%s is not a JSON document", location)
+		return nil, wrong(KindDoubtful, "%s is not a JSON document", location)
 	}
 	if got := a.fields.text("issuer"); !sameIssuer(got, c.Issuer) {
-		return Endpoints{}, wrong(KindConfiguration, "the document at %s belongs to issuer %q, not to %q; write the issuer exactly as the server names itself",
+		return nil, wrong(KindConfiguration, "the document at %s belongs to issuer %q, not to %q; write the issuer exactly as the server names itself",
 			location, clean(got, 200), c.Issuer)
 	}
-	e := Endpoints{
-		DeviceAuthorization: a.fields.text("device_authorization_endpoint"),
-		Token:               a.fields.text("token_endpoint"),
-		Revocation:          a.fields.text("revocation_endpoint"),
-		UserInfo:            a.fields.text("userinfo_endpoint"),
+	d := &document{Endpoints: a.fields.endpoints(), issuer: a.fields.text("issuer")}
+	if aliases, ok := a.fields["mtlsendpointaliases"].(map[string]any); ok {
+		d.mtls = normalize(aliases).endpoints()
 	}
-	for _, endpoint := range []struct{ name, url string }{
+	d.pkce = slices.Contains(a.fields.list("code_challenge_methods_supported"), "S256")
+	for _, e := range []Endpoints{d.Endpoints, d.mtls} {
+		for _, endpoint := range e.named() {
+			if endpoint.url == "" {
+				continue
+			}
+			if err := checkEndpoint(endpoint.url, c.InsecureHTTP); err != nil {
+				return nil, wrong(KindConfiguration, "the document at %s: %s: %w", location, endpoint.name, err)
+			}
+		}
+	}
+	return d, nil
+}
+
+// endpoints are those that a metadata document names (RFC 8414 §2, RFC 8628 §4).
+func (f fields) endpoints() Endpoints {
+	return Endpoints{
+		DeviceAuthorization: f.text("device_authorization_endpoint"),
+		Token:               f.text("token_endpoint"),
+		Revocation:          f.text("revocation_endpoint"),
+		UserInfo:            f.text("userinfo_endpoint"),
+	}
+}
+
+// namedURL is a place and the name of its setting.
+type namedURL struct{ name, url string }
+
+// named are the endpoints with the names of their settings.
+func (e Endpoints) named() []namedURL {
+	return []namedURL{
 		{"device_authorization_endpoint", e.DeviceAuthorization}, {"token_endpoint", e.Token},
 		{"revocation_endpoint", e.Revocation}, {"userinfo_endpoint", e.UserInfo},
-	} {
-		if endpoint.url == "" {
-			continue
-		}
-		if err := checkEndpoint(endpoint.url, c.InsecureHTTP); err != nil {
-			return Endpoints{}, wrong(KindConfiguration, "the document at %s: %s: %w", location, endpoint.name, err)
-		}
 	}
-	return e, nil
+}
+
+// or fills what e leaves open from other.
+func (e Endpoints) or(other Endpoints) Endpoints {
+	return Endpoints{
+		DeviceAuthorization: firstOf(e.DeviceAuthorization, other.DeviceAuthorization),
+		Token:               firstOf(e.Token, other.Token),
+		Revocation:          firstOf(e.Revocation, other.Revocation),
+		UserInfo:            firstOf(e.UserInfo, other.UserInfo),
+	}
 }
 
 // sameIssuer asks for identity but forgives a final slash: Auth0 names itself
@@ -136,7 +173,7 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 	if c.Issuer == "" || (e.DeviceAuthorization != "" && e.Token != "" && e.Revocation != "" && e.UserInfo != "") {
 		return e, nil
 	}
-	d := c.discovered.Load()
+	d := c.known()
 	if d == nil {
 		got, err := c.discover(ctx)
 		if err != nil {
@@ -145,16 +182,23 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 			}
 			return Endpoints{}, err
 		}
-		d = &got
+		d = got
 		if (e.DeviceAuthorization != "" || d.DeviceAuthorization != "") && (e.Token != "" || d.Token != "") {
 			c.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
 		}
 	}
-	e.DeviceAuthorization = firstOf(e.DeviceAuthorization, d.DeviceAuthorization)
-	e.Token = firstOf(e.Token, d.Token)
-	e.Revocation = firstOf(e.Revocation, d.Revocation)
-	e.UserInfo = firstOf(e.UserInfo, d.UserInfo)
-	return e, nil
+	if c.ClientAuth == ClientAuthTLS {
+		e = e.or(d.mtls)
+	}
+	return e.or(d.Endpoints), nil
+}
+
+// known is the metadata, if it has been asked for.
+func (c *client) known() *document {
+	if c.discovered == nil {
+		return nil
+	}
+	return c.discovered.Load()
 }
 
 // missingEndpoint is the error for an endpoint that nobody named.

@@ -25,9 +25,12 @@
 // # Where the standards live
 //
 //	discovery.go   RFC 8414 and OpenID Connect Discovery 1.0
-//	client.go      RFC 8628 §3.1, §3.4; RFC 6749 §2.3, §6; RFC 7009
+//	client.go      RFC 8628 §3.1, §3.4; RFC 6749 §6; RFC 7009
+//	clientauth.go  RFC 6749 §2.3, RFC 7523 §2.2, RFC 8705 §2
+//	pkce.go        RFC 7636, where the server asks for it
 //	wire.go        the responses of RFC 8628 §3.2 and RFC 6749 §5, as servers really send them
-//	errors.go      RFC 8628 §3.5, RFC 6749 §5.2
+//	errors.go      what an error means for a session
+//	errorname.go   RFC 8628 §3.5, RFC 6749 §5.2, and the names that servers use instead
 //	login.go       RFC 8628 §3.3 to §3.5: the code, the interval, slow_down
 //	refresh.go     RFC 6749 §6, rotation after RFC 9700 §4.14
 //	transport.go   RFC 6750 §2.1

@@ -99,50 +99,6 @@ func asError(op string, err error) *Error {
 	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: err}
 }
 
-// classify gives the kind of an error answer. The name comes first and the
-// status second, since servers use 200, 400, 401, 403, 428 and 429 for the same
-// name; only 429 outranks the name, for a rate limit can come as invalid_grant.
-func classify(op, code string, status int) Kind {
-	name := strings.ToLower(strings.ReplaceAll(code, " ", "_"))
-	if name == "slow_down" && op == opPoll {
-		return KindSlowDown
-	}
-	if status == 429 || status >= 500 || status == 408 {
-		return KindTemporary
-	}
-	switch name {
-	case "":
-		if op == opRefresh && status >= 400 {
-			return KindDoubtful
-		}
-		return KindTemporary
-	case "server_error", "temporarily_unavailable", "rate_limit_exceeded", "too_many_user_codes", "slow_down":
-		return KindTemporary
-	case "invalid_client", "unauthorized_client", "invalid_scope", "unsupported_grant_type",
-		"device_flow_disabled", "incorrect_client_credentials", "invalid_target":
-		return KindConfiguration
-	}
-	if op == opRefresh {
-		if name == "invalid_grant" {
-			return KindReauthorize
-		}
-		return KindDoubtful
-	}
-	if op == opPoll {
-		switch name {
-		case "authorization_pending":
-			return KindPending
-		case "access_denied", "authorization_declined":
-			return KindDenied
-		case "expired_token", "token_expired", "expired", "invalid_grant", "invalid_code_pair",
-			"bad_verification_code", "invalid_device_code":
-			return KindExpired
-		}
-	}
-	// RFC 8628 §3.5: any other error ends the login.
-	return KindConfiguration
-}
-
 // describe says in plain words what an error means for the operator.
 func describe(e *Error) string {
 	var s string

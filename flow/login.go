@@ -122,7 +122,7 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 	left := d.login.ExpiresAt.Sub(now.Round(0))
 	d.login.ExpiresAt = s.wall(now).Add(left)
 	s.rec.pending = &pendingLogin{
-		code: d.code, info: d.login, interval: d.interval, poller: s.id,
+		code: d.code, verifier: d.verifier, info: d.login, interval: d.interval, poller: s.id,
 		ends:     now.Add(left),
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
@@ -156,7 +156,7 @@ func (s *Session) startPoll() {
 			}
 		}
 		begin := time.Now()
-		g, err := c.poll(ctx, p.code)
+		g, err := c.poll(ctx, p.code, p.verifier)
 		took := time.Since(begin)
 		asked := c.askAccount(ctx, g)
 		return func() {
@@ -284,13 +284,15 @@ func (s *Session) loginFailed(e *Error) {
 }
 
 // identify asks the userinfo endpoint who logged in, where no id_token said so, or
-// named the subject alone, and an openid scope allows the question. With
-// [Config.Account] it has been asked already, if need was.
+// named the subject alone, and an openid scope allows the question, or the endpoint
+// needs no such scope. With [Config.Account] it has been asked already, if need was.
 func (s *Session) identify() {
-	if s.closing || s.rec.account.named() || s.rec.account != nil && s.client.Load().Account != nil || s.token == nil || !slices.Contains(s.rec.scope, "openid") {
+	c, epoch := s.client.Load(), s.epoch
+	if s.closing || s.token == nil || s.rec.account.named() || s.rec.account != nil && c.Account != nil ||
+		!c.Identify && !slices.Contains(s.rec.scope, "openid") {
 		return
 	}
-	c, epoch, token := s.client.Load(), s.epoch, s.token.value
+	token := s.token.value
 	s.job(func(ctx context.Context) func() {
 		account, told, err := c.userInfo(ctx, token)
 		return func() {

@@ -66,6 +66,7 @@ type record struct {
 // polls: the poller, who proves to be alive by counting beat up.
 type pendingLogin struct {
 	code     Secret
+	verifier Secret // of PKCE; without it nobody can poll for a code that was asked for with it
 	info     LoginInfo
 	interval time.Duration
 	poller   string // an instance, "" for none
@@ -142,6 +143,7 @@ type storedClaim struct {
 
 type storedLogin struct {
 	DeviceCode string        `json:"device_code"`
+	Verifier   string        `json:"code_verifier,omitempty"`
 	Info       LoginInfo     `json:"login"`
 	Interval   time.Duration `json:"interval_ns"`
 	Left       time.Duration `json:"left_ns"` // clocks of instances may differ
@@ -166,7 +168,7 @@ func (r *record) encode(now, wall time.Time) ([]byte, error) {
 		if !p.ends.IsZero() {
 			left = p.ends.Sub(now)
 		}
-		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Info: p.info, Interval: p.interval, Left: left, Poller: p.poller, Beat: p.beat}
+		s.Pending = &storedLogin{DeviceCode: p.code.Reveal(), Verifier: p.verifier.Reveal(), Info: p.info, Interval: p.interval, Left: left, Poller: p.poller, Beat: p.beat}
 	}
 	return json.Marshal(s)
 }
@@ -202,7 +204,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 	}
 	if p := s.Pending; p != nil && p.DeviceCode != "" && p.Info.UserCode != "" {
 		r.pending = &pendingLogin{
-			code: NewSecret(p.DeviceCode), info: p.Info,
+			code: NewSecret(p.DeviceCode), verifier: NewSecret(p.Verifier), info: p.Info,
 			interval: max(min(p.Interval, maxCodeLifetime), minInterval),
 			poller:   p.Poller, beat: p.Beat,
 			left: min(p.Left, maxCodeLifetime),

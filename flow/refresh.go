@@ -268,7 +268,11 @@ func (s *Session) adopt(g *grant) {
 		r.account = g.account.completedBy(r.account)
 	}
 	r.claims = g.claims.kept(s.client.Load().Account).over(r.claims)
-	ahead := refreshAhead(cmp.Or(g.lifetime, assumedLifetime))
+	lifetime := cmp.Or(g.lifetime, assumedLifetime)
+	if g.refreshLifetime > 0 {
+		lifetime = min(lifetime, g.refreshLifetime) // Keycloak's can end first, and the login with it
+	}
+	ahead := refreshAhead(lifetime)
 	r.refreshAt = r.obtained.Add(ahead)
 	s.refreshIn(now, ahead)
 }

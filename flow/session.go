@@ -98,7 +98,7 @@ func New(cfg Config) (*Session, error) {
 	}
 	fingerprint := cfg.Fingerprint()
 	c := newClient(cfg, fingerprint)
-	c.discovered, c.loads = new(atomic.Pointer[Endpoints]), new(atomic.Int32)
+	c.discovered, c.loads = new(atomic.Pointer[document]), new(atomic.Int32)
 	s.client.Store(c)
 	s.rec = &record{fingerprint: fingerprint}
 	s.state, s.since = StateUnavailable, stamp(time.Now())

@@ -45,9 +45,12 @@ type grant struct {
 	refresh Secret // empty: none was sent
 	// lifetime of the access token from its receipt; 0: unknown.
 	lifetime time.Duration
-	scope    []string
-	account  *Account
-	claims   claims // of the account, as far as the id_token tells
+	// refreshLifetime is that of the refresh token; 0: unknown, or no end.
+	refreshLifetime time.Duration
+
+	scope   []string
+	account *Account
+	claims  claims // of the account, as far as the id_token tells
 }
 
 // grant reads a token response (RFC 6749 §5.1, §5.2). A response with an access
@@ -76,6 +79,7 @@ func (a *answer) grant(op string) (*grant, error) {
 		// have been a while before this poll.
 		g.lifetime = d
 	}
+	g.refreshLifetime, _ = f.seconds(maxTokenLifetime, "refresh_token_expires_in", "refresh_expires_in")
 	if id := f.text("id_token"); id != "" {
 		payload := jwtPayload(id)
 		g.account, g.claims = accountFrom(normalize(payload), ""), claimsFrom(payload)

@@ -210,21 +210,6 @@ func (f fields) list(name string) []string {
 	return nil
 }
 
-// errorCode finds the error's name: error, then error_code, then message at a
-// status of 400 and more, then the same in an error object.
-func (f fields) errorCode(status int) (code, description string) {
-	description = f.text("error_description", "error_message", "reason")
-	if nested, ok := f["error"].(map[string]any); ok {
-		n := normalize(nested)
-		return firstOf(n.text("code"), n.text("status"), n.text("message"), "error"), firstOf(n.text("message"), description)
-	}
-	code = f.text("error", "error_code")
-	if code == "" && status >= 400 {
-		code = f.text("message")
-	}
-	return code, description
-}
-
 func firstOf(in ...string) string {
 	for _, s := range in {
 		if s != "" {

@@ -33,7 +33,7 @@ func kindOf(t *testing.T, op string, status int, header http.Header, body string
 	case opDevice:
 		_, err = c.authorize(t.Context())
 	case opPoll:
-		_, err = c.poll(t.Context(), NewSecret("the-device-code"))
+		_, err = c.poll(t.Context(), NewSecret("the-device-code"), Secret{})
 	case opRefresh:
 		_, err = c.refresh(t.Context(), NewSecret("the-refresh-token"))
 	}
@@ -216,7 +216,7 @@ func TestDeviceResponsesAsServersSendThem(t *testing.T) {
 
 func TestWhatAnAnswerTellsIsClean(t *testing.T) {
 	body := `{"error":"nope\u0000\u001b[31m","error_description":"your code the-device-code,\n the secret\u202e and\tmore ` + strings.Repeat("x", 1000) + `"}`
-	_, err := canned(400, nil, body).poll(t.Context(), NewSecret("the-device-code"))
+	_, err := canned(400, nil, body).poll(t.Context(), NewSecret("the-device-code"), Secret{})
 	e := asError(opPoll, err)
 	text := e.Error() + describe(e) + statusError(e, time.Time{}).Description
 	if strings.Contains(text, "the-device-code") || strings.ContainsAny(text, "\x00\x1b\n\t\u202e") || len(text) > 3000 {

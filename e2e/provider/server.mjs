@@ -14,11 +14,15 @@
 //
 // No token, code or secret is ever printed.
 //
-// Settings by environment, all in seconds: ACCESS_TOKEN_TTL (4),
-// DEVICE_CODE_TTL (600).
+// Settings by environment: in seconds, ACCESS_TOKEN_TTL (4) and DEVICE_CODE_TTL
+// (600); for a second client, "service", CLIENT_AUTH (private_key_jwt or
+// self_signed_tls_client_auth) and CLIENT_JWKS, its public keys; for clients with
+// a certificate, TLS_CERT and TLS_KEY, the files of a second listener.
 
 import { randomBytes } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { createServer as createTLSServer } from 'node:https';
 import { once } from 'node:events';
 
 // The library's advice for production goes to console.info, which is standard
@@ -46,6 +50,37 @@ server.listen(0, '127.0.0.1');
 await once(server, 'listening');
 const issuer = `http://127.0.0.1:${server.address().port}`;
 
+// Where clients show a certificate (RFC 8705 §5). It is compared with the one in
+// the client's keys, so that no authority has to vouch for it.
+let tlsServer;
+let aliases;
+if (process.env.TLS_CERT) {
+  tlsServer = createTLSServer({
+    cert: readFileSync(process.env.TLS_CERT),
+    key: readFileSync(process.env.TLS_KEY),
+    requestCert: true,
+    rejectUnauthorized: false,
+  });
+  tlsServer.listen(0, '127.0.0.1');
+  await once(tlsServer, 'listening');
+  const at = `https://127.0.0.1:${tlsServer.address().port}`;
+  aliases = {
+    device_authorization_endpoint: `${at}/device/auth`,
+    token_endpoint: `${at}/token`,
+    revocation_endpoint: `${at}/token/revocation`,
+  };
+}
+
+const service = process.env.CLIENT_AUTH && {
+  client_id: 'service',
+  client_name: 'Legacy service',
+  token_endpoint_auth_method: process.env.CLIENT_AUTH,
+  jwks: JSON.parse(process.env.CLIENT_JWKS),
+  grant_types: [DEVICE_CODE, 'refresh_token'],
+  response_types: [],
+  redirect_uris: [],
+};
+
 const provider = new Provider(issuer, {
   clients: [
     {
@@ -57,7 +92,11 @@ const provider = new Provider(issuer, {
       response_types: [],
       redirect_uris: [],
     },
+    ...(service ? [service] : []),
   ],
+  ...(aliases ? { discovery: { mtls_endpoint_aliases: aliases } } : {}),
+  clientAuthMethods: ['none', 'private_key_jwt', 'self_signed_tls_client_auth'],
+  enabledJWA: { clientAuthSigningAlgValues: ['ES256', 'RS256', 'EdDSA', 'Ed25519'] },
   scopes: ['openid', 'offline_access', 'profile', 'email'],
   claims: { openid: ['sub'], profile: ['name'], email: ['email', 'email_verified'] },
   // Whoever signs in exists.
@@ -72,6 +111,11 @@ const provider = new Provider(issuer, {
     devInteractions: { enabled: true },
     revocation: { enabled: true },
     introspection: { enabled: true },
+    mTLS: {
+      enabled: true,
+      selfSignedTlsClientAuth: true,
+      getCertificate: (ctx) => ctx.socket.getPeerX509Certificate?.(),
+    },
   },
   rotateRefreshToken: () => true,
   ttl: {
@@ -115,6 +159,7 @@ provider.use(async (ctx, next) => {
 });
 
 server.on('request', provider.callback());
+tlsServer?.on('request', provider.callback());
 process.stdout.write(`${issuer}\n`);
 
 process.stdin.resume();
