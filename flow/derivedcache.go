@@ -73,6 +73,7 @@ type derivedState struct {
 	// failures in a row that no API is to blame for, and the pause that follows.
 	failures int
 	pause    time.Time
+	err      *StatusError
 	// strangers is when to ask for what has never been granted yet: keys that
 	// come from requests can be many, and all wrong.
 	strangers time.Time
@@ -99,7 +100,7 @@ func (s *Session) each(f func(*slot)) {
 func (s *Session) slotFor(d *Derived) *slot {
 	sl, ok := s.derived.cache.Get(d.key)
 	if !ok {
-		if s.derived.cache.Len() >= s.client.Load().CacheSize && !s.evict() {
+		if s.derived.cache.Len() >= s.client.Load().CacheSize && (s.crowded() || !s.evict()) {
 			return nil
 		}
 		sl = &slot{want: d.want, key: d.key}
@@ -112,16 +113,30 @@ func (s *Session) slotFor(d *Derived) *slot {
 	return sl
 }
 
-// evict makes room by giving up the slot that was not used for longest. Reading
-// leaves the order of the cache alone, so the flags of the readers tell first.
+// crowded reports whether half of the cache waits for a first token: what has
+// one shall not have to make room for all that might never get any.
+func (s *Session) crowded() bool {
+	n := 0
+	s.each(func(sl *slot) {
+		if sl.turn != 0 && !sl.had {
+			n++
+		}
+	})
+	return n > s.derived.cache.Len()/2
+}
+
+// evict makes room by giving up the slot that was not used for longest, one
+// without a token before others. Reading leaves the order of the cache alone, so
+// the flags of the readers tell first.
 func (s *Session) evict() bool {
 	cache := s.derived.cache
-	for range 2 { // the second time all flags are down
+	for pass := range 3 {
 		for _, key := range cache.Keys() { // the oldest first
 			sl, _ := cache.Peek(key)
 			switch {
 			case sl.turn != 0: // somebody waits for it
-			case sl.notice():
+			case pass == 0 && sl.token != nil:
+			case sl.notice(): // in the last pass all flags are down
 				cache.Get(key) // that makes it the newest
 			default:
 				s.dropSlot(sl)

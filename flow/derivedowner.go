@@ -106,12 +106,16 @@ func (s *Session) stepSlot(sl *slot, now time.Time) {
 		}
 		sl.held = sl.err != nil && now.Before(sl.next)
 	}
+	if sl.turn != 0 && sl.token == nil && now.Before(s.derived.pause) { // too long for anybody to wait
+		sl.turn, sl.held, sl.next = 0, true, s.derived.pause
+		sl.err = cmp.Or(sl.err, s.derived.err)
+	}
 	if sl.held && !now.Before(sl.next) {
 		sl.held = false
 	}
 	switch {
 	case s.rec.refresh.IsZero():
-		sl.turn = 0 // whoever waits hears why
+		sl.turn, sl.held = 0, false // whoever asks hears why
 	case sl.turn != 0:
 	case sl.doubted != nil && sl.token == nil && !sl.held,
 		// Used between the last exchange and this moment, or since.
@@ -143,9 +147,9 @@ func (s *Session) derivedDue(now time.Time, sooner func(time.Time)) {
 	s.each(func(sl *slot) {
 		if sl.turn != 0 {
 			later(s.notBefore(sl))
-			return
+		} else {
+			later(sl.next)
 		}
-		later(sl.next)
 		if sl.token != nil {
 			later(sl.token.lapses)
 		}
@@ -233,6 +237,7 @@ func (s *Session) slotFailed(sl *slot, e *Error, took time.Duration) {
 		// It is the server's trouble: not one attempt for each API.
 		s.derived.failures++
 		s.derived.pause = now.Add(max(backoff(s.derived.failures, refreshRetryMin, refreshRetryMax), e.RetryAfter))
+		s.derived.err = statusError(e, s.derived.pause)
 	} else {
 		least = rejectedRetryMin
 		wait = max(backoff(sl.failures, rejectedRetryMin*10/9, rejectedRetryMax), e.RetryAfter)

@@ -17,6 +17,7 @@ const (
 	doubtfulTries   = 5                // refusals that are not clearly final, before they count as final
 	lockWaitMax     = refreshTimeout + 5*time.Second
 	lapsedLockWait  = 15 * time.Second
+	derivedLockWait = 3 * time.Second // there may be many of them, one after the other
 	rereadAfter     = time.Second
 )
 
@@ -77,7 +78,7 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	if s.token != nil && !s.token.value.Equal(rejected.value) {
 		return false
 	}
-	if s.refresh.slot == nil && (s.refresh.running || s.save.held != nil) {
+	if s.refreshing() {
 		return true
 	}
 	if s.rec.refresh.IsZero() {
@@ -135,6 +136,9 @@ func (s *Session) trade(sl *slot) {
 	}
 	access := s.rec.access
 	c, epoch, id, generation, wait := s.client.Load(), s.epoch, s.id, s.rec.generation, s.lockWait(time.Now())
+	if sl != nil {
+		wait = min(wait, derivedLockWait)
+	}
 	s.job(func(ctx context.Context) func() {
 		// The generation in the name keeps an orphaned lock from standing in the
 		// way of any other refresh than the one it was taken for.
