@@ -635,3 +635,19 @@ func TestClosedSessionGivesNoTokenForAnAPI(t *testing.T) {
 		w.notReady(a)
 	})
 }
+
+// All at once, at a server that takes its time: one after the other.
+func TestExchangesForAllAPIsTakeTurns(t *testing.T) {
+	bubble(t, minute, func(w *world) {
+		s, _ := w.loggedIn()
+		w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Pass: true, Delay: time.Second})
+		w.soon(w.source(s, apiA))
+		w.soon(w.source(s, apiB))
+		if _, err := s.Refresh(w.Context()); err != nil {
+			w.Fatal(err)
+		}
+		w.wantFor(w.source(s, apiB), "https://b.example")
+		w.wantFor(w.source(s, apiA), "https://a.example")
+		w.wantCount(flowtest.Refresh, 3)
+	})
+}
