@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,6 +101,9 @@ func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*
 		return nil, fmt.Errorf("session %s: %w", name, err)
 	}
 	cfg.Observer = logObserver(a.logger)
+	if c.LogQR {
+		cfg.Observer = observers(a.logger, cfg.Observer, qrObserver(newTerminal(os.Stderr)))
+	}
 	s := &session{name: name, cfg: cfg, raw: raw, started: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -125,11 +129,15 @@ func (a *App) find(name string) (*session, error) {
 }
 
 // claimPage notes that a status page of a session is at a place, and fails if
-// another session's page is there already: nobody would ever see it.
+// another session's page is there already: nobody would ever see it. The name of
+// the overview is empty.
 func (a *App) claimPage(key pageKey, name string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if other, taken := a.pages[key]; taken && other != name {
+		if other == "" || name == "" {
+			return fmt.Errorf("status_path %s is to show one session and all of them: write another path, as in 'device_flow_status /.device-flows'", key.path)
+		}
 		return fmt.Errorf("status_path %s is where the page of session %s is already: give session %s another status_path", key.path, other, name)
 	}
 	a.pages[key] = name

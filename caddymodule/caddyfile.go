@@ -21,6 +21,9 @@ func init() {
 	httpcaddyfile.RegisterGlobalOption("device_flow", parseGlobalOption)
 	httpcaddyfile.RegisterDirective("device_flow", parseDirective)
 	httpcaddyfile.RegisterDirectiveOrder("device_flow", httpcaddyfile.After, "request_header")
+	httpcaddyfile.RegisterDirective("device_flow_status", parseStatusDirective)
+	// Registered later, it comes before the gate of its site: its pages are no calls.
+	httpcaddyfile.RegisterDirectiveOrder("device_flow_status", httpcaddyfile.After, "request_header")
 }
 
 // parseGlobalOption parses a named session. It may be given several times:
@@ -255,18 +258,6 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 		}
 		dir.wait = caddy.Duration(wait)
 		return true, nil
-	case "allow_client":
-		err := moreArgs(d, &dir.guard.AllowClient)
-		for i := range slices.Backward(dir.guard.AllowClient) {
-			if dir.guard.AllowClient[i] == "private_ranges" {
-				dir.guard.AllowClient = slices.Replace(dir.guard.AllowClient, i, i+1, privateRanges...)
-			}
-		}
-		return true, err
-	case "allow_host":
-		return true, moreArgs(d, &dir.guard.AllowHost)
-	case "allow_origin":
-		return true, moreArgs(d, &dir.guard.AllowOrigin)
 	case "require_header":
 		args := d.RemainingArgs()
 		if len(args) == 0 || len(args) > 2 || args[0] == "" || len(args) == 2 && args[1] == "" {
@@ -283,7 +274,7 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 	case "allow_upstream":
 		return true, moreArgs(d, &dir.upstreams)
 	}
-	return false, nil
+	return dir.guard.unmarshalOption(d)
 }
 
 // settleSession chooses the session's name. Settings in the block are a session

@@ -24,6 +24,7 @@ import (
 //	account <claim> <value>
 //	login on_demand|eager
 //	cache_size <n>
+//	log_qr
 //	insecure_http
 //	encryption_key <key>|off [<older key...>]
 //	storage <module> ...
@@ -87,12 +88,10 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 			return true, d.Errf("cache_size %q: use a number of one or more", s)
 		}
 		return true, nil
+	case "log_qr":
+		return true, onlySwitch(d, &c.LogQR)
 	case "insecure_http":
-		if d.NextArg() {
-			return true, d.Errf("insecure_http takes no argument")
-		}
-		c.InsecureHTTP = true
-		return true, noBlock(d)
+		return true, onlySwitch(d, &c.InsecureHTTP)
 	case "encryption_key":
 		if c.EncryptionKey != nil {
 			return true, d.Errf("encryption_key is given twice; write all keys on one line, the one that seals first")
@@ -130,6 +129,15 @@ func moreArgs(d *caddyfile.Dispenser, field *[]string) error {
 		return d.Errf("%s takes at least one value", option)
 	}
 	*field = append(*field, args...)
+	return noBlock(d)
+}
+
+// onlySwitch reads a setting without arguments.
+func onlySwitch(d *caddyfile.Dispenser, field *bool) error {
+	if option := d.Val(); d.NextArg() {
+		return d.Errf("%s takes no argument", option)
+	}
+	*field = true
 	return noBlock(d)
 }
 

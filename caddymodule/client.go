@@ -73,6 +73,11 @@ type Client struct {
 	// ask this session for another audience, resource or scope. Default: 128.
 	CacheSize int `json:"cache_size,omitempty"`
 
+	// Writes a pending login's QR code to Caddy's standard error, once for each
+	// code, after the line that the log has about it. It is for where people read
+	// that output: a terminal, or `docker compose logs`. Default: off.
+	LogQR bool `json:"log_qr,omitempty"`
+
 	// Allows `http://` endpoints on other hosts than this one.
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 

@@ -10,5 +10,7 @@
 //	admin.go       "admin.api.device_flow"
 //	storage.go     flow.Store over certmagic.Storage
 //	observe.go     flow.Event → log
+//	command.go     "caddy device-flow …", over the admin API
+//	terminal.go    what a person sees there, and the QR code in text
 //	caddyfile.go   the global option and the directive
 package caddymodule

@@ -159,7 +159,7 @@ func (m *collector) observe(e flow.Event) {
 	switch e.Kind {
 	case flow.EventLoginSucceeded:
 		outcome := outcomeSuccess
-		if e.Took == 0 { // no exchange with the server: it was found in the storage
+		if e.Adopted {
 			outcome = outcomeAdopted
 		}
 		m.logins.WithLabelValues(name, outcome).Inc()

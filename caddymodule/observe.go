@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -63,6 +64,36 @@ func logObserver(logger *zap.Logger) flow.Observer {
 	}
 }
 
+// qrObserver draws the QR code of each pending login, once, for people who read
+// what Caddy prints. It does not go through the log: every encoder escapes line
+// ends, and with a line of the log for each line of the drawing, what stands
+// before the message would differ in width.
+func qrObserver(out *terminal) flow.Observer {
+	var drawn flow.LoginInfo
+	return func(e flow.Event) {
+		if e.Status.Login == nil || e.Kind != flow.EventLoginPending && e.Kind != flow.EventStateChanged {
+			return
+		}
+		l := *e.Status.Login
+		l.ExpiresAt = time.Time{} // another instance's clock may correct it
+		if l == drawn {
+			return
+		}
+		drawn = l
+		code, ok := terminalQR(&l, out.colour)
+		if !ok {
+			return
+		}
+		v := newView(e.Status, time.Now())
+		name := ""
+		if v.Session != "" {
+			name = " of " + v.Session
+		}
+		// In one piece, so that no line of the log gets into it.
+		out.say("%sTo approve the login%s, scan this with a phone, or %s (until %s).", code, name, v.Login.instruction(), v.Login.Expires.UTC)
+	}
+}
+
 const (
 	storeFails  = "the storage fails: the login lives in memory only and would not survive a restart"
 	storeSealed = "the stored login is sealed with another encryption_key and is left as it is: put that key back and reload"
@@ -102,6 +133,8 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 		return zapcore.WarnLevel, "the login failed"
 	case flow.EventLoggedOut:
 		return zapcore.InfoLevel, "logged out"
+	case flow.EventIdentified:
+		return zapcore.InfoLevel, "the login server has told who is logged in"
 	case flow.EventStoreFailed:
 		if sealed {
 			return zapcore.ErrorLevel, storeSealed

@@ -3,15 +3,13 @@ package caddymodule
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"html/template"
 	"net/http"
 	"net/url"
 	"path"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,25 +42,14 @@ const (
 	refreshHeader = "Device-Flow-Refresh"
 	// refreshQuery is the same for the reload of a browser without JavaScript.
 	refreshQuery = "refresh"
+	// sessionQuery names the session that an overview is asked about.
+	sessionQuery = "session"
 )
 
 var (
 	//go:embed page.html
-	pageHTML string
-	//go:embed page.css
-	pageCSS []byte
-	//go:embed page.js
-	pageJS []byte
-
-	pageTemplate = template.Must(template.New("page").Parse(pageHTML))
-	// assetVersion is in the query of every asset's URL, so that they can be
-	// kept for good and still change with the next release.
-	assetVersion = func() string {
-		h := sha256.New()
-		h.Write(pageCSS)
-		h.Write(pageJS)
-		return hex.EncodeToString(h.Sum(nil))[:12]
-	}()
+	pageHTML     string
+	pageTemplate = template.Must(template.New("pages").Parse(pageHTML))
 )
 
 // page is the status page of one site: HTML, JSON, plain text, a stream of
@@ -70,7 +57,8 @@ var (
 type page struct {
 	path    string // without a slash at the end
 	find    func(*http.Request) (watcher, error)
-	key     []byte // of the form tokens
+	all     func() []watcher // of an overview; nil for the page of one session
+	key     []byte           // of the form tokens
 	streams atomic.Int64
 	done    chan struct{}
 	end     sync.Once
@@ -116,7 +104,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setPageHeaders(w.Header())
 	route, ok := p.route(r.URL.Path)
 	if !ok {
-		p.refuse(w, r, http.StatusNotFound, "not-found", "There is no such page.")
+		p.refuse(w, r, http.StatusNotFound, "not-found")
 		return
 	}
 	allow, allowed := "GET, HEAD", r.Method == http.MethodGet || r.Method == http.MethodHead
@@ -125,16 +113,24 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !allowed {
 		w.Header().Set("Allow", allow)
-		p.refuse(w, r, http.StatusMethodNotAllowed, "method-not-allowed", "This address answers "+allow+" only.")
+		p.refuse(w, r, http.StatusMethodNotAllowed, "method-not-allowed", "methods", allow)
 		return
 	}
 	if p.asset(w, r, route) {
 		return
 	}
+	if p.all != nil && !r.URL.Query().Has(sessionQuery) {
+		p.overview(w, r, route)
+		return
+	}
 	s, err := p.find(r)
+	if unknown := (unknownSession{}); errors.As(err, &unknown) {
+		p.refuse(w, r, http.StatusNotFound, "no-such-session", "name", clean(unknown.name, maxCode))
+		return
+	}
 	if err != nil {
 		w.Header().Set("Retry-After", "5")
-		p.refuse(w, r, http.StatusServiceUnavailable, "no-session", clean(err.Error(), maxText))
+		p.refuse(w, r, http.StatusServiceUnavailable, "no-session", "reason", clean(err.Error(), maxText))
 		return
 	}
 	switch route {
@@ -153,15 +149,9 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // show answers GET of the page itself.
 func (p *page) show(w http.ResponseWriter, r *http.Request, s watcher) {
-	w.Header().Set("Vary", "Accept")
-	kind := negotiate(r.Header.Values("Accept"), []string{typeHTML, typeJSON, typePlain}, typePlain)
+	kind := pageType(w, r)
 	if kind == typeJSON {
-		body, err := json.Marshal(s.Status())
-		if err != nil { // a time outside of RFC 3339 is the only way
-			p.refuse(w, r, http.StatusInternalServerError, "internal", "The status cannot be written as JSON.")
-			return
-		}
-		reply(w, r, http.StatusOK, typeJSON, append(body, '\n'))
+		p.json(w, r, s.Status())
 		return
 	}
 	st := s.Status()
@@ -169,27 +159,67 @@ func (p *page) show(w http.ResponseWriter, r *http.Request, s watcher) {
 		st = demandCode(r.Context(), s)
 	}
 	if kind == typeHTML {
-		p.html(w, r, http.StatusOK, st, "")
+		p.html(w, r, http.StatusOK, st)
 		return
 	}
-	v := newView(st, time.Now())
+	v := newView(st, time.Now()) // English, as a serial console has no other letters
 	reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(v.plain()))
 }
 
-// html writes the page for a person. notice is an extra line on top.
-func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.Status, notice string) {
-	now := time.Now()
-	v := newView(st, now)
-	v.Base, v.Page = p.links(r)
-	v.Assets = assetVersion
-	v.Token = p.formToken(st.Session, now)
-	v.Notice = notice
-	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, v); err != nil {
-		p.refuse(w, r, http.StatusInternalServerError, "internal", "The page cannot be drawn.")
+// pageType is the format that the page is asked for in.
+func pageType(w http.ResponseWriter, r *http.Request) string {
+	w.Header().Set("Vary", varyBy)
+	return negotiate(r.Header.Values("Accept"), []string{typeHTML, typeJSON, typePlain}, typePlain)
+}
+
+// json writes one status, or those of the overview.
+func (p *page) json(w http.ResponseWriter, r *http.Request, status any) {
+	body, err := json.Marshal(status)
+	if err != nil { // a time outside of RFC 3339 is the only way
+		p.refuse(w, r, http.StatusInternalServerError, "internal")
 		return
 	}
+	reply(w, r, http.StatusOK, typeJSON, append(body, '\n'))
+}
+
+// html writes the page for a person. notice is an extra line on top, a key of the
+// catalogue and what to fill in.
+func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.Status, notice ...string) {
+	now := time.Now()
+	v := languageOf(r).view(st, now)
+	v.draw(st)
+	v.Token = p.formToken(st.Session, now)
+	if notice != nil {
+		v.Notice = v.T(notice[0], notice[1:]...)
+	}
+	if p.all != nil {
+		v.Session = clean(st.Session, maxCode) // among several, "default" says something
+	}
+	p.render(w, r, status, "session", &v.frame, v)
+}
+
+// render writes one of the templates. data has f in it.
+func (p *page) render(w http.ResponseWriter, r *http.Request, status int, name string, f *frame, data any) {
+	p.place(r, f)
+	var b bytes.Buffer
+	if err := pageTemplate.ExecuteTemplate(&b, name, data); err != nil {
+		p.refuse(w, r, http.StatusInternalServerError, "internal")
+		return
+	}
+	w.Header().Set("Vary", varyBy)
+	w.Header().Set("Content-Language", f.words.tag)
 	reply(w, r, status, typeHTML+"; charset=utf-8", b.Bytes())
+}
+
+// place fills in the addresses.
+func (p *page) place(r *http.Request, f *frame) {
+	var self string
+	f.Base, self = p.links(r)
+	f.Page, f.ReloadPage, f.Assets = self, self+"?"+refreshQuery, assetVersion
+	if q := r.URL.Query(); p.all != nil && q.Has(sessionQuery) {
+		f.Up, f.Query = self, sessionLink(q.Get(sessionQuery))
+		f.Page, f.ReloadPage = self+f.Query, self+f.Query+"&"+refreshQuery
+	}
 }
 
 // links gives the prefix of everything below the page, and the page itself, both
@@ -239,11 +269,14 @@ func demandCode(ctx context.Context, s watcher) flow.Status {
 }
 
 func (p *page) qr(w http.ResponseWriter, r *http.Request, st flow.Status) {
-	svg, ok := loginQR(st.Login)
+	c := languageOf(r)
+	svg, ok := c.loginQR(st.Login)
 	if !ok {
-		p.refuse(w, r, http.StatusNotFound, "no-code", "There is no QR code to show now.")
+		p.refuse(w, r, http.StatusNotFound, "no-code")
 		return
 	}
+	w.Header().Set("Vary", "Accept-Language")
+	w.Header().Set("Content-Language", c.tag)
 	reply(w, r, http.StatusOK, "image/svg+xml", []byte(svg))
 }
 
@@ -251,63 +284,28 @@ func (p *page) qr(w http.ResponseWriter, r *http.Request, st flow.Status) {
 // misconfigured session serves while its token lasts.
 func (p *page) health(w http.ResponseWriter, r *http.Request, st flow.Status) {
 	code := http.StatusServiceUnavailable
-	if st.Token != nil || st.State.Usable() {
+	if serves(st) {
 		code = http.StatusOK
 	}
 	reply(w, r, code, typePlain+"; charset=utf-8", []byte(st.State+"\n"))
 }
 
-// asset serves what the page's HTML refers to. Style and script are files of
-// their own, so that the policy needs no unsafe-inline.
-func (p *page) asset(w http.ResponseWriter, r *http.Request, route string) bool {
-	var body []byte
-	var kind string
-	switch route {
-	case "page.css":
-		body, kind = pageCSS, "text/css; charset=utf-8"
-	case "page.js":
-		body, kind = pageJS, "text/javascript; charset=utf-8"
-	case "icon.svg":
-		body, kind = []byte(tabIcon(r.URL.Query().Get("tone"))), "image/svg+xml"
-	default:
-		return false
-	}
-	// Only under its own version may it be kept: a page of another release asks
-	// with another one.
-	if r.URL.Query().Get("v") == assetVersion {
-		w.Header().Set("Cache-Control", "private, max-age=31536000, immutable")
-	}
-	reply(w, r, http.StatusOK, kind, body)
-	return true
-}
+// serves reports whether calls are answered.
+func serves(st flow.Status) bool { return st.Token != nil || st.State.Usable() }
 
 // refuse writes a problem that links back to the page.
-func (p *page) refuse(w http.ResponseWriter, r *http.Request, status int, kind, detail string) {
-	_, self := p.links(r)
-	problem{
-		Type: problemType(kind), Title: http.StatusText(status), Status: status, Detail: detail, StatusURL: self,
-	}.write(w, r)
-}
-
-// setPageHeaders sets what every answer of the page carries.
-func setPageHeaders(h http.Header) {
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "+
-		"connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
-	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Frame-Options", "DENY")
-}
-
-// reply writes a whole answer; to a HEAD its headers.
-func reply(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
-	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // the caller has left
+func (p *page) refuse(w http.ResponseWriter, r *http.Request, status int, kind string, fill ...string) {
+	var f frame
+	p.place(r, &f)
+	self := f.Page
+	if kind == "no-such-session" {
+		self = f.Up // which lists those that there are
 	}
+	words := func(c *catalogue) (string, string) {
+		return c.text("refuse." + kind + ".title"), c.text("refuse."+kind+".says", fill...)
+	}
+	title, detail := words(english)
+	problem{
+		Type: problemType(kind), Title: title, Status: status, Detail: detail, StatusURL: self, words: words,
+	}.write(w, r)
 }

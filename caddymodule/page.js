@@ -7,7 +7,7 @@
 	if (!window.addEventListener || !doc.importNode) { return; }
 	root.className += ' js';
 
-	var page = body.getAttribute('data-page'), base = body.getAttribute('data-base');
+	var page = body.getAttribute('data-page');
 	var source = null, wait = 0, timer = 0, loading = false, again = false;
 	var startedAt = 0, startedWith = 0;
 
@@ -16,6 +16,11 @@
 	function two(n) { return (n < 10 ? '0' : '') + n; }
 	function each(list, f) { for (var i = 0; i < list.length; i++) { f(list[i]); } }
 	function say(text) { id('said').textContent = text; }
+	function told(name) { return body.getAttribute('data-' + name); }
+
+	/* Times in the language of the page, and in the reader's own kind of it. */
+	var lang = root.lang, own = navigator.language || lang;
+	if (own.split('-')[0] === lang.split('-')[0]) { lang = own; }
 
 	/* Times as the reader's own clock shows them; the server's stay as a hint. */
 	function localTimes() {
@@ -24,8 +29,8 @@
 			if (isNaN(d.getTime())) { return; }
 			try {
 				text = d.toDateString() === new Date().toDateString() ?
-					d.toLocaleTimeString([], { hour: 'numeric', minute: '2-digit' }) :
-					d.toLocaleString([], { year: 'numeric', month: 'short', day: 'numeric', hour: 'numeric', minute: '2-digit' });
+					d.toLocaleTimeString(lang, { hour: 'numeric', minute: '2-digit' }) :
+					d.toLocaleString(lang, { year: 'numeric', month: 'short', day: 'numeric', hour: 'numeric', minute: '2-digit' });
 			} catch (e) { text = d.toLocaleString(); }
 			t.title = t.textContent;
 			t.textContent = text;
@@ -50,11 +55,12 @@
 	}
 
 	function copyCode() {
-		var label = id('copy-label'), text = id('code').getAttribute('data-code');
+		var button = id('copy'), text = id('code').getAttribute('data-code');
 		function done(ok) {
-			label.textContent = ok ? 'Copied' : 'Not copied';
-			say(ok ? 'Code copied' : 'The browser does not allow copying here');
-			setTimeout(function () { label.textContent = 'Copy'; }, 2500);
+			var words = told(ok ? 'copied' : 'not-copied').split('|');
+			button.textContent = words[0];
+			say(words[1]);
+			setTimeout(function () { button.textContent = told('copy'); }, 2500);
 		}
 		/* navigator.clipboard is there on trustworthy origins only, not on a LAN address. */
 		if (navigator.clipboard && navigator.clipboard.writeText) {
@@ -132,14 +138,14 @@
 	function lost(yes) {
 		var line = id('lost');
 		id('live').hidden = yes;
-		line.textContent = yes ? 'The connection to the proxy is lost. Trying again…' : '';
+		line.textContent = yes ? told('lost') : '';
 		line.hidden = !yes;
 	}
 
 	function connect() {
 		clearTimeout(timer);
 		if (source) { source.close(); }
-		source = new EventSource(base + 'events');
+		source = new EventSource(told('events'));
 		source.onopen = function () { wait = 0; lost(false); };
 		source.addEventListener('status', load);
 		source.onerror = function () {

@@ -53,39 +53,38 @@ func (p *page) validToken(token, session string, now time.Time) bool {
 // login answers POST of the form: 303 back to the page when the code is out.
 func (p *page) login(w http.ResponseWriter, r *http.Request, s watcher) {
 	if !sameOrigin(r) {
-		p.refuse(w, r, http.StatusForbidden, "cross-origin",
-			"A login starts from this page only, not from another site. Open the page and press the button there.")
+		p.refuse(w, r, http.StatusForbidden, "cross-origin")
 		return
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
 	st := s.Status()
 	if err := r.ParseForm(); err != nil || !p.validToken(r.PostForm.Get("token"), st.Session, time.Now()) {
-		p.refuse(w, r, http.StatusForbidden, "form-expired",
-			"This form is no longer valid: it is too old, or the proxy was started anew. Open the page and press the button again.")
+		p.refuse(w, r, http.StatusForbidden, "form-expired")
 		return
 	}
 	if st.Token != nil && r.PostForm.Get("confirm") != "1" {
-		p.refuse(w, r, http.StatusConflict, "confirmation-required",
-			"Somebody is logged in already. Open the page and confirm that a new login shall replace this one.")
+		p.refuse(w, r, http.StatusConflict, "confirmation-required")
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), loginWait)
 	defer cancel()
 	if _, err := s.Login(ctx); err != nil {
 		w.Header().Set("Retry-After", "5")
-		w.Header().Set("Vary", "Accept")
-		why := "There is no new code yet: " + clean(err.Error(), maxText)
+		why := clean(err.Error(), maxText)
 		if negotiate(r.Header.Values("Accept"), []string{typeHTML, typeProblem, typeJSON, typePlain}, typeProblem) == typeHTML {
-			p.html(w, r, http.StatusServiceUnavailable, s.Status(), why)
+			p.html(w, r, http.StatusServiceUnavailable, s.Status(), "refuse.login-failed.says", "reason", why)
 			return
 		}
-		p.refuse(w, r, http.StatusServiceUnavailable, "login-failed", why)
+		p.refuse(w, r, http.StatusServiceUnavailable, "login-failed", "reason", why)
 		return
 	}
 	// Relative for the same reason as links.
 	back := "./"
 	if p.path != "" {
 		back = "../" + url.PathEscape(path.Base(p.path))
+	}
+	if p.all != nil {
+		back += sessionLink(st.Session)
 	}
 	w.Header().Set("Location", back)
 	reply(w, r, http.StatusSeeOther, typePlain+"; charset=utf-8", []byte("The code is out. See the page.\n"))

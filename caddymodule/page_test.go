@@ -239,6 +239,9 @@ func forGolden(html string) string {
 	return regexp.MustCompile(` d="M4 4h[^"]*"`).ReplaceAllString(html, ` d="QR"`)
 }
 
+// translated are the samples that are reviewed in every language.
+var translated = []string{"pending", "authorized", "login_required-expired", "misconfigured"}
+
 func TestPageOfEachStateIsAsReviewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, st := range sampleStatuses(time.Now()) {
@@ -247,6 +250,13 @@ func TestPageOfEachStateIsAsReviewed(t *testing.T) {
 			golden(t, name+".html", forGolden(html.Body.String()))
 			text := do(p, "GET", testPath, refreshHeader, "1")
 			golden(t, name+".txt", text.Body.String())
+			if !slices.Contains(translated, name) {
+				continue
+			}
+			for _, c := range catalogues[1:] {
+				html := do(p, "GET", testPath, "Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1")
+				golden(t, name+"."+c.tag+".html", forGolden(html.Body.String()))
+			}
 		}
 	})
 }
@@ -258,21 +268,67 @@ func TestPageFileForEachGoldenHasASample(t *testing.T) {
 	}
 	samples := sampleStatuses(time.Now())
 	for _, f := range files {
-		if _, ok := samples[strings.TrimSuffix(filepath.Base(f), ".html")]; !ok {
+		name, _, _ := strings.Cut(filepath.Base(f), ".")
+		if _, ok := samples[name]; !ok && name != "overview" {
 			t.Errorf("%s is left over: no test renders it", f)
 		}
 	}
 }
 
+// All that a browser loads for a page, in whatever language takes the most.
 func TestPageIsSmall(t *testing.T) {
-	total := len(pageCSS) + len(pageJS) + len(tabIcon(toneGood))
+	p := newFake(sampleStatuses(time.Now())["pending"]).page()
+	total := 0
+	for _, name := range []string{"page.css", "page.js", "icon.svg?tone=wait"} {
+		total += do(p, "GET", testPath+"/"+name).Body.Len()
+	}
 	largest := 0
 	for _, st := range sampleStatuses(time.Now()) {
-		w := do(newFake(st).page(), "GET", testPath, "Accept", "text/html", refreshHeader, "1")
-		largest = max(largest, w.Body.Len())
+		for _, c := range catalogues {
+			w := do(newFake(st).page(), "GET", testPath, "Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1")
+			largest = max(largest, w.Body.Len())
+		}
 	}
+	t.Logf("%d bytes of assets, at most %d of HTML with the QR code", total, largest)
 	if total += largest; total > 60_000 {
 		t.Errorf("%d bytes, want at most 60000", total)
+	}
+}
+
+// problemIn is the page of a call that was turned away.
+func problemIn(c *catalogue, st flow.Status) *httptest.ResponseRecorder {
+	r := httptest.NewRequest("GET", "/things", nil)
+	r.Header.Set("Accept", "text/html")
+	r.Header.Set("Accept-Language", c.tag)
+	w := httptest.NewRecorder()
+	writeUnavailable(w, r, st, testPath, time.Second)
+	return w
+}
+
+// In no language is a sentence missing, and in none is English left over.
+func TestPageSpeaksEachLanguageThroughout(t *testing.T) {
+	for _, c := range catalogues {
+		for name, st := range sampleStatuses(time.Now()) {
+			p := newFake(st).page()
+			header := []string{"Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1"}
+			for _, w := range []*httptest.ResponseRecorder{do(p, "GET", testPath, header...), problemIn(c, st), do(p, "POST", testPath+"/login", header...)} {
+				body := w.Body.String()
+				if m := regexp.MustCompile(`\[[a-z_]*\.[a-z_.]*\]|\{[a-z]+\}`).FindString(body); m != "" {
+					t.Errorf("%s in %s: %s is left", name, c.tag, m)
+				}
+				if w.Header().Get("Content-Language") != c.tag {
+					t.Errorf("%s in %s: the answer is in %s", name, c.tag, w.Header().Get("Content-Language"))
+				}
+				if c == english {
+					continue
+				}
+				for _, word := range []string{"login server", "Calls ", "Log in", "Token valid", "Time left", "proxy logs"} {
+					if strings.Contains(body, word) {
+						t.Errorf("%s in %s: %q", name, c.tag, word)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -314,7 +370,7 @@ func TestPageFormatFollowsAccept(t *testing.T) {
 		if got, _, _ := strings.Cut(w.Header().Get("Content-Type"), ";"); got != c.want || w.Code != 200 {
 			t.Errorf("Accept %q: %d %s, want %s", c.accept, w.Code, got, c.want)
 		}
-		if w.Header().Get("Vary") != "Accept" {
+		if w.Header().Get("Vary") != "Accept, Accept-Language" {
 			t.Errorf("Accept %q: Vary is %q", c.accept, w.Header().Get("Vary"))
 		}
 	}
@@ -609,11 +665,11 @@ func TestPageTakesNoMarkupFromAServer(t *testing.T) {
 		}
 		return all
 	}
-	render := func(payload string, state flow.State) string {
-		return do(newFake(hostile(payload, state)).page(), "GET", testPath, "Accept", "text/html", refreshHeader, "1").Body.String()
-	}
-	for state := range words {
-		want := shape(render("harmless-but-as-long-as-that", state))
+	for state := range tones {
+		var tag string
+		render := func(payload string, state flow.State) string {
+			return do(newFake(hostile(payload, state)).page(), "GET", testPath, "Accept", "text/html", "Accept-Language", tag, refreshHeader, "1").Body.String()
+		}
 		for _, payload := range []string{
 			`<script>alert(1)</script>`,
 			`"><img src=x onerror=alert(1)>`,
@@ -625,12 +681,16 @@ func TestPageTakesNoMarkupFromAServer(t *testing.T) {
 			"a\x00<b>\x1b[31mred\u202e\u2066\u200b",
 			"]]></svg><iframe srcdoc=x>",
 		} {
-			html := render(payload, state)
-			if got := shape(html); !slices.Equal(got, want) {
-				t.Errorf("%s: %q changes the markup:\n%s\nwant\n%s", state, payload, got, want)
-			}
-			if i := strings.IndexAny(html, "\x00\x1b\u202e\u2066\u200b"); i >= 0 {
-				t.Errorf("%s: %q leaves %q", state, payload, html[i])
+			for _, c := range catalogues {
+				tag = c.tag
+				want := shape(render("harmless-but-as-long-as-that", state))
+				html := render(payload, state)
+				if got := shape(html); !slices.Equal(got, want) {
+					t.Errorf("%s, %s: %q changes the markup:\n%s\nwant\n%s", state, tag, payload, got, want)
+				}
+				if i := strings.IndexAny(html, "\x00\x1b\u202e\u2066\u200b"); i >= 0 {
+					t.Errorf("%s, %s: %q leaves %q", state, tag, payload, html[i])
+				}
 			}
 			text := do(newFake(hostile(payload, state)).page(), "GET", testPath, refreshHeader, "1").Body.String()
 			if i := strings.IndexAny(text, "\x00\x1b\r\t\u202e\u2066\u200b"); i >= 0 {

@@ -12,12 +12,14 @@ import (
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
-// view is a status ready to be shown: every string in it is clean, bounded and
-// worded. HTML, plain text and the callers' 503 are made of it.
-type view struct {
-	// Set by the page: prefix and address for links, version of the assets, form
-	// token, and a line about the request itself.
-	Base, Page, Assets, Token, Notice string
+// frame is what a page of ours has around its contents, with a headline: the state
+// of one session, or of all of them.
+type frame struct {
+	words *catalogue
+	// Set by the page: prefix and query for links, its own address, the same for the
+	// reload of a browser without JavaScript, that of the overview if there is one,
+	// version of the assets, form token, and a line about the request itself.
+	Base, Query, Page, ReloadPage, Up, Assets, Token, Notice string
 
 	Session string // empty for "default", which says nothing to anybody
 	State   flow.State
@@ -26,6 +28,25 @@ type view struct {
 	Word    string // the state in a word or two
 	Title   string
 	Lead    string // what it means for the calls
+	Who     string
+	// Reload is after how many seconds a browser without JavaScript looks again.
+	Reload int
+}
+
+// Lang is the language of the page.
+func (f *frame) Lang() string { return f.words.tag }
+
+// T is a sentence of the catalogue; see [catalogue.text].
+func (f *frame) T(key string, fill ...string) string { return f.words.text(key, fill...) }
+
+// Split is a sentence around an element; see [catalogue.split].
+func (f *frame) Split(key, name string) []string { return f.words.split(key, name) }
+
+// view is a status ready to be shown: every string in it is clean, bounded and
+// worded. HTML, plain text and the callers' 503 are made of it.
+type view struct {
+	frame
+
 	Trouble string // what went wrong
 	Detail  string // the same in the server's words
 	Next    string // the one next step
@@ -34,15 +55,12 @@ type view struct {
 	Login   *loginView
 	// Replaces is set where the code is for a login in place of the present one.
 	Replaces bool
-	Who      string
 	Facts    []fact
 	// Button is the label of the next step's form; Again offers the same form
 	// where it is not the next step.
 	Button, Again string
 	// Confirm is set where a login would replace a token that works.
 	Confirm bool
-	// Reload is after how many seconds a browser without JavaScript looks again.
-	Reload int
 }
 
 // loginView is a code that is out.
@@ -73,18 +91,25 @@ type stamp struct{ ISO, UTC string }
 
 func newStamp(t time.Time) *stamp {
 	t = t.UTC()
-	return &stamp{t.Format(time.RFC3339), t.Format("2 Jan 2006, 15:04 UTC")}
+	return &stamp{t.Format(time.RFC3339), t.Format("2006-01-02 15:04 UTC")} // read the same way everywhere
 }
 
-// newView words st as of now.
-func newView(st flow.Status, now time.Time) *view {
-	w := words[st.State]
+// newView words st as of now, in English.
+func newView(st flow.Status, now time.Time) *view { return english.view(st, now) }
+
+// view words st as of now.
+func (c *catalogue) view(st flow.Status, now time.Time) *view {
 	v := &view{
-		State: st.State, Version: version(st),
-		Tone: w.Tone, Word: w.Word, Title: w.Title, Lead: w.Lead, Next: w.Next,
+		frame:   frame{words: c, State: st.State, Version: version(st), Tone: tones[st.State]},
 		Confirm: st.Token != nil,
-		Who:     clean(st.Account.Label(), maxText),
 	}
+	state := string(st.State)
+	if st.State == flow.StateUnavailable && st.Error == nil {
+		state, v.Tone = "starting", toneWait
+	}
+	v.Word, v.Title, v.Lead = c.maybe(state+".word"), c.maybe(state+".title"), c.maybe(state+".lead")
+	v.Next = c.maybe(state + ".next")
+	v.Who = clean(st.Account.Label(), maxText)
 	if s := clean(st.Session, maxCode); s != "default" {
 		v.Session = s
 	}
@@ -93,41 +118,40 @@ func newView(st flow.Status, now time.Time) *view {
 	}
 	switch st.State {
 	case flow.StateLoginRequired:
-		v.Button = "Log in"
+		v.Button = c.text("button.login")
 		if st.Error != nil {
-			v.Button = "Get a new code"
+			v.Button = c.text("button.code")
 			if st.Error.Action == flow.ActionRetry {
-				v.Button = "Try again now"
+				v.Button = c.text("button.retry")
 			}
 		}
 	case flow.StateUnavailable:
-		v.Reload, v.Again = 10, "Log in again"
-		if st.Error == nil {
-			v.Tone, v.Word, v.Title, v.Again = toneWait, "Starting", "One moment", ""
-			v.Lead = "The stored login is being read. Calls are answered as soon as that is done."
+		v.Reload = 10
+		if st.Error != nil {
+			v.Again = c.text("button.again")
 		}
 	case flow.StateMisconfigured:
 		if st.Error != nil && st.Error.Code == flow.CodeStorageSealed {
-			v.Lead, v.Button = "Calls through this proxy are turned away for now.", "Log in again"
-			v.Next += " A new login puts the stored one aside."
+			v.Lead, v.Button = c.text("refusing"), c.text("button.again")
+			v.Next = join(v.Next, c.text("next.aside"))
 			break
 		}
 		if st.Token != nil {
-			v.Lead += " Calls still work until the present token runs out."
-			v.Again = "Try again"
+			v.Lead = join(v.Lead, c.text("misconfigured.serving"))
+			v.Again = c.text("button.try")
 		} else {
-			v.Lead += " Calls are turned away until that is mended."
-			v.Button = "Try again"
+			v.Lead = join(v.Lead, c.text("misconfigured.refusing"))
+			v.Button = c.text("button.try")
 		}
 	case flow.StateAuthorized, flow.StateDegraded:
-		v.Again = "Log in again"
+		v.Again = c.text("button.again")
 		if st.Error != nil && st.Error.Action == flow.ActionReauthorize {
-			v.Button, v.Again = "Get a new code", ""
+			v.Button, v.Again = c.text("button.code"), ""
 		}
 	}
 	// A code can be out in any state: a new login replaces the present one only
 	// when it is approved.
-	if v.Login = newLogin(st, now); v.Login != nil {
+	if v.Login = c.login(st, now); v.Login != nil {
 		v.Reload, v.Button, v.Again = 5, "", ""
 		v.Replaces = st.State != flow.StatePending
 	}
@@ -138,13 +162,13 @@ func newView(st flow.Status, now time.Time) *view {
 // addError words what went wrong. Where nobody is logged in, that is the state's
 // headline: "log in" alone would leave open why it has to be done again.
 func (v *view) addError(st flow.Status, e *flow.StatusError) {
-	w := explain(e)
+	w := v.words.explain(e)
 	// The description mostly has the code in it; support needs both.
 	v.Detail = clean(e.Description, maxText)
 	if code := clean(e.Code, maxCode); !strings.Contains(v.Detail, code) {
 		v.Detail = strings.TrimSuffix(code+": "+v.Detail, ": ")
 	}
-	v.At, v.Next = newStamp(e.At), nextStep(st, w)
+	v.At, v.Next = newStamp(e.At), v.words.nextStep(st, w)
 	// Where nobody is logged in, or the settings are wrong, it is not the time
 	// alone that brings the next try.
 	if e.RetryAt != nil && e.Action == flow.ActionRetry && st.State != flow.StateLoginRequired {
@@ -155,10 +179,10 @@ func (v *view) addError(st flow.Status, e *flow.StatusError) {
 		return
 	}
 	v.Tone, v.Title = toneBad, w.Title
-	v.Lead = w.Says + " Calls through this proxy are turned away for now."
+	v.Lead = join(w.Says, v.T("refusing"))
 }
 
-func newLogin(st flow.Status, now time.Time) *loginView {
+func (c *catalogue) login(st flow.Status, now time.Time) *loginView {
 	if st.Login == nil {
 		return nil
 	}
@@ -168,7 +192,7 @@ func newLogin(st flow.Status, now time.Time) *loginView {
 		Code:      clean(in.UserCode, maxCode),
 		Link:      newLink(in.VerificationURI),
 		Left:      int(left / time.Second),
-		LeftWords: durationWords(left),
+		LeftWords: c.duration(left),
 		Expires:   *newStamp(in.ExpiresAt),
 	}
 	l.Clock = clock(l.Left)
@@ -178,20 +202,27 @@ func newLogin(st flow.Status, now time.Time) *loginView {
 	if st.State == flow.StatePending {
 		l.Total = max(l.Total, int(in.ExpiresAt.Sub(st.Since)/time.Second))
 	}
-	l.Spelled = spell(l.Code)
+	l.Spelled = c.spell(l.Code)
 	l.Long = len([]rune(l.Code)) > 11
 	// The direct address counts only if it can be followed: nobody types it.
 	if d := newLink(in.VerificationURIComplete); d.Href != "" && d.Href != l.Link.Href {
 		l.Direct = d
 	}
-	if svg, ok := loginQR(in); ok {
-		l.QR = template.HTML(svg) //nolint:gosec // drawn by us: numbers, and a host that is escaped
-		l.QRHost = l.Link.Host
-		if l.Direct.Host != "" {
-			l.QRHost = l.Direct.Host
-		}
-	}
 	return l
+}
+
+// draw adds the QR code, which only a page shows: it is not for every call that is
+// turned away.
+func (v *view) draw(st flow.Status) {
+	svg, ok := v.words.loginQR(st.Login)
+	if v.Login == nil || !ok {
+		return
+	}
+	v.Login.QR = template.HTML(svg) //nolint:gosec // drawn by us: numbers, and words that are escaped
+	v.Login.QRHost = v.Login.Link.Host
+	if v.Login.Direct.Host != "" {
+		v.Login.QRHost = v.Login.Direct.Host
+	}
 }
 
 // addFacts lists who is connected, since when, until when, with which permissions.
@@ -200,7 +231,7 @@ func (v *view) addFacts(st flow.Status) {
 		return
 	}
 	if a := st.Account; a != nil {
-		f := fact{Label: "Account", Text: v.Who}
+		f := fact{Label: v.T("fact.account"), Text: v.Who}
 		if e := clean(a.Email, maxText); e != v.Who {
 			f.Note = e
 		}
@@ -208,13 +239,13 @@ func (v *view) addFacts(st flow.Status) {
 			v.Facts = append(v.Facts, f)
 		}
 		if i := newLink(a.Issuer); i.Text != "" {
-			v.Facts = append(v.Facts, fact{Label: "Login server", Text: i.Text})
+			v.Facts = append(v.Facts, fact{Label: v.T("fact.server"), Text: i.Text})
 		}
 	}
 	if st.State == flow.StateAuthorized {
-		v.Facts = append(v.Facts, fact{Label: "Connected since", Time: newStamp(st.Since)})
-	} else {
-		v.Facts = append(v.Facts, fact{Label: "Since", Time: newStamp(st.Since)})
+		v.Facts = append(v.Facts, fact{Label: v.T("fact.connected"), Time: newStamp(st.Since)})
+	} else if st.Token != nil || st.Account != nil { // alone, it would not say since what
+		v.Facts = append(v.Facts, fact{Label: v.T("fact.since"), Time: newStamp(st.Since)})
 	}
 	t := st.Token
 	if t == nil {
@@ -222,18 +253,19 @@ func (v *view) addFacts(st flow.Status) {
 	}
 	switch {
 	case t.ExpiresAt == nil:
-		v.Facts = append(v.Facts, fact{Label: "Token valid", Text: "With no end that the login server names"})
+		v.Facts = append(v.Facts, fact{Label: v.T("fact.valid"), Text: v.T("fact.endless")})
 	case t.Refreshable:
-		f := fact{Label: "Token valid until", Time: newStamp(*t.ExpiresAt)}
+		f := fact{Label: v.T("fact.until"), Time: newStamp(*t.ExpiresAt)}
 		if st.State == flow.StateAuthorized {
-			f.Note = "Renewed by itself before that"
+			f.Note = v.T("fact.renewed")
 		}
 		v.Facts = append(v.Facts, f)
 	default:
-		v.Facts = append(v.Facts, fact{
-			Label: "Token valid until", Time: newStamp(*t.ExpiresAt),
-			Note: "Then somebody has to log in again: the login server gave nothing to renew it with. The scope offline_access may change that.",
-		})
+		f := fact{Label: v.T("fact.until"), Time: newStamp(*t.ExpiresAt), Note: v.T("fact.final")}
+		if st.Error != nil && st.Error.Action == flow.ActionReauthorize {
+			f.Note = v.T("fact.ended") // there was something to renew it with
+		}
+		v.Facts = append(v.Facts, f)
 	}
 	var scopes []string
 	for _, s := range t.Scope {
@@ -242,24 +274,8 @@ func (v *view) addFacts(st flow.Status) {
 		}
 	}
 	if scopes != nil {
-		v.Facts = append(v.Facts, fact{Label: "Permissions", List: scopes})
+		v.Facts = append(v.Facts, fact{Label: v.T("fact.scope"), List: scopes})
 	}
-}
-
-// spell makes a screen reader say a code letter by letter.
-func spell(code string) string {
-	var out []string
-	for _, r := range code {
-		switch r {
-		case '-':
-			out = append(out, "dash")
-		case ' ':
-			out = append(out, "space")
-		default:
-			out = append(out, string(r))
-		}
-	}
-	return strings.Join(out, " ")
 }
 
 // clock is a time left as on a kitchen timer.
@@ -274,13 +290,6 @@ func clock(seconds int) string {
 		return strconv.Itoa(h) + ":" + two(seconds/60%60) + ":" + two(seconds%60)
 	}
 	return strconv.Itoa(seconds/60) + ":" + two(seconds%60)
-}
-
-func plural(n int, unit string) string {
-	if n != 1 {
-		unit += "s"
-	}
-	return strconv.Itoa(n) + " " + unit
 }
 
 // version tells one view of a status from another, so that the script replaces

@@ -27,7 +27,16 @@ type problem struct {
 	StatusURL       string     `json:"status_url,omitempty"`
 	VerificationURI string     `json:"verification_uri,omitempty"`
 	UserCode        string     `json:"user_code,omitempty"`
+
+	// words says the title and the detail to a person. What machines and logs get is
+	// English always: whoever reads a log or searches for a message has that one.
+	words func(*catalogue) (title, detail string)
+	// note is what a person gets to see besides, in English.
+	note string
 }
+
+// varyBy names what the choice of format and language depends on.
+const varyBy = "Accept, Accept-Language"
 
 // problemType is the stable identifier of one kind of problem.
 func problemType(kind string) string {
@@ -62,50 +71,65 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, no *refusal) error {
 }
 
 func (e *refusal) write(w http.ResponseWriter, r *http.Request) {
-	problem{Type: problemType(e.kind), Title: e.title, Status: e.status, Detail: e.detail}.write(w, r)
+	problem{
+		Type: problemType(e.kind), Title: e.title, Status: e.status, Detail: e.detail,
+		words: func(c *catalogue) (string, string) {
+			kind := "guard." + e.kind
+			if _, ok := c.find(kind + ".title"); !ok {
+				kind = "guard.other"
+			}
+			return c.text(kind + ".title"), c.text(kind + ".says")
+		},
+		note: e.detail, // names the setting, and what it was that came
+	}.write(w, r)
 }
 
 // newUnavailable words the problem of a session without a token.
 func newUnavailable(st flow.Status, statusURL string, now time.Time) problem {
-	v := newView(st, now)
 	p := problem{
 		Type:      problemType(string(st.State)),
-		Title:     v.Title,
 		Status:    http.StatusServiceUnavailable,
 		State:     st.State,
 		StatusURL: statusURL,
+		words:     func(c *catalogue) (string, string) { return c.unavailable(st, statusURL, now) },
 	}
-	page := "the status page of this proxy"
-	if statusURL != "" {
-		page = statusURL
+	if l := english.login(st, now); st.State == flow.StatePending && l != nil {
+		p.VerificationURI, p.UserCode = l.Link.Full(), l.Code
+	}
+	p.Title, p.Detail = p.words(english)
+	return p
+}
+
+// unavailable is what is wrong and what to do about it.
+func (c *catalogue) unavailable(st flow.Status, statusURL string, now time.Time) (title, detail string) {
+	v := c.view(st, now)
+	page := statusURL
+	if page == "" {
+		page = c.text("call.page")
 	}
 	switch {
 	case st.State == flow.StatePending && v.Login != nil:
-		p.VerificationURI, p.UserCode = v.Login.Link.Full(), v.Login.Code
-		p.Detail = fmt.Sprintf("Open %s in any browser and enter the code %s within %s. Then call again.",
-			p.VerificationURI, p.UserCode, v.Login.LeftWords)
+		return v.Title, c.text("call.pending", "address", v.Login.Link.Full(), "code", v.Login.Code, "left", v.Login.LeftWords)
 	case st.State == flow.StateLoginRequired:
-		p.Detail = join(v.Lead, "Open "+page+" in a browser and log in there. Then call again.")
+		return v.Title, join(v.Lead, c.text("call.login", "page", page))
 	case st.State == flow.StateMisconfigured:
 		details := ""
 		if v.Detail != "" { // who has to fix it may see nothing but this answer
-			details = "Details: " + strings.TrimSuffix(v.Detail, ".") + "."
+			details = c.text("call.details", "details", strings.TrimSuffix(v.Detail, "."))
 		}
-		p.Detail = join(v.Lead, v.Trouble, v.Next, details, "More at "+page+".")
+		return v.Title, join(v.Lead, v.Trouble, v.Next, details, c.text("call.more", "page", page))
 	case st.State == flow.StateUnavailable:
-		p.Detail = join(v.Lead, v.Trouble, v.Next, "Call again a little later.")
-	default:
-		// The token came between the call and this answer.
-		p.Title, p.Detail = "No token at the time of the call", "Call again."
+		return v.Title, join(v.Lead, v.Trouble, v.Next, c.text("call.later"))
 	}
-	return p
+	// The token came between the call and this answer.
+	return c.text("call.came_title"), c.text("call.came")
 }
 
 // problemCSS is all the style of a problem's page. It is inline, as there may be
 // no status page to fetch it from, and allowed by its hash.
 const problemCSS = `body{margin:0 auto;max-width:36rem;padding:2rem 1rem;font:1.0625rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#16202c;background:#fff}` +
 	`h1{font-size:1.5rem;line-height:1.25;margin:0 0 .75rem}p{overflow-wrap:break-word;word-wrap:break-word}code{font:700 1.5rem/1.4 ui-monospace,Menlo,Consolas,monospace;letter-spacing:.08em}` +
-	`a{display:inline-block;padding:.625rem 0;color:#0b57d0}@media(prefers-color-scheme:dark){body{color:#e8edf3;background:#0f141b}a{color:#8ab4ff}}`
+	`.note{font-size:.9375rem;opacity:.8}a{display:inline-block;padding:.625rem 0;color:#0b57d0}@media(prefers-color-scheme:dark){body{color:#e8edf3;background:#0f141b}a{color:#8ab4ff}}`
 
 var problemCSP = func() string {
 	sum := sha256.Sum256([]byte(problemCSS))
@@ -114,7 +138,7 @@ var problemCSP = func() string {
 }()
 
 var problemTemplate = template.Must(template.New("problem").Parse(`<!DOCTYPE html>
-<html lang="en">
+<html lang="{{.Lang}}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -125,14 +149,17 @@ var problemTemplate = template.Must(template.New("problem").Parse(`<!DOCTYPE htm
 <main>
 <h1>{{.Title}}</h1>
 <p>{{.Detail}}</p>
+{{- with .Note}}
+<p class="note" lang="en">{{.}}</p>
+{{- end}}
 {{- if .Code}}
 <p><code>{{.Code}}</code></p>
 {{- end}}
 {{- if .Link.Href}}
-<p><a href="{{.Link.Href}}" rel="noopener noreferrer">Open {{.Link.Text}}</a></p>
+<p><a href="{{.Link.Href}}" rel="noopener noreferrer">{{.Open}}</a></p>
 {{- end}}
 {{- if .StatusURL}}
-<p><a href="{{.StatusURL}}">Open the login page of this proxy</a></p>
+<p><a href="{{.StatusURL}}">{{.OpenPage}}</a></p>
 {{- end}}
 </main>
 </body>
@@ -144,23 +171,20 @@ func (p problem) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Vary", "Accept")
+	h.Set("Vary", varyBy)
 	switch negotiate(r.Header.Values("Accept"), []string{typeProblem, typeJSON, typePlain, typeHTML}, typeProblem) {
 	case typePlain:
 		reply(w, r, p.Status, typePlain+"; charset=utf-8", []byte(p.plain()))
 	case typeHTML:
-		var b bytes.Buffer
-		err := problemTemplate.Execute(&b, struct {
-			Title, Detail, Code, StatusURL string
-			Link                           link
-		}{p.Title, p.Detail, p.UserCode, p.StatusURL, newLink(p.VerificationURI)})
+		body, c, err := p.html(r)
 		if err != nil {
 			reply(w, r, p.Status, typePlain+"; charset=utf-8", []byte(p.plain()))
 			return
 		}
+		h.Set("Content-Language", c.tag)
 		h.Set("Content-Security-Policy", problemCSP)
 		h.Set("Referrer-Policy", "no-referrer")
-		reply(w, r, p.Status, typeHTML+"; charset=utf-8", b.Bytes())
+		reply(w, r, p.Status, typeHTML+"; charset=utf-8", body)
 	default:
 		body, err := json.Marshal(p)
 		if err != nil { // strings and a number: cannot be
@@ -170,17 +194,19 @@ func (p problem) write(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (p problem) plain() string {
-	return p.Title + "\n" + p.Detail + "\n"
+// html is the problem as a page, in the reader's language.
+func (p problem) html(r *http.Request) ([]byte, *catalogue, error) {
+	c := languageOf(r)
+	title, detail := p.words(c)
+	to := newLink(p.VerificationURI)
+	var b bytes.Buffer
+	err := problemTemplate.Execute(&b, struct {
+		Lang, Title, Detail, Note, Code, Open, OpenPage, StatusURL string
+		Link                                                       link
+	}{c.tag, title, detail, p.note, p.UserCode, c.text("call.open", "address", to.Text), c.text("call.open_page"), p.StatusURL, to})
+	return b.Bytes(), c, err
 }
 
-// join puts sentences together and leaves out empty ones.
-func join(sentences ...string) string {
-	var kept []string
-	for _, s := range sentences {
-		if s != "" {
-			kept = append(kept, s)
-		}
-	}
-	return strings.Join(kept, " ")
+func (p problem) plain() string {
+	return p.Title + "\n" + p.Detail + "\n"
 }

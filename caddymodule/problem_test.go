@@ -54,7 +54,7 @@ func TestProblemFormatFollowsAccept(t *testing.T) {
 		if got, _, _ := strings.Cut(w.Header().Get("Content-Type"), ";"); got != want {
 			t.Errorf("%q: %s, want %s", accept, got, want)
 		}
-		if w.Code != 503 || w.Header().Get("Retry-After") != "5" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("Vary") != "Accept" {
+		if w.Code != 503 || w.Header().Get("Retry-After") != "5" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("Vary") != "Accept, Accept-Language" {
 			t.Errorf("%q: %d %v", accept, w.Code, w.Header())
 		}
 		for _, part := range []string{"QTZL-MCBW", "acme.eu.auth0.com/activate"} {
@@ -111,7 +111,7 @@ func TestProblemHeadHasNoBody(t *testing.T) {
 }
 
 func TestProblemTakesNoMarkupFromAServer(t *testing.T) {
-	for state := range words {
+	for state := range tones {
 		for _, payload := range []string{`"><script>alert(1)</script>`, "javascript:alert(1)", "data:text/html,x", "a\x1b[2J\u202e\r\nSet-Cookie: a=b"} {
 			for _, accept := range []string{"text/html", "text/plain", "*/*"} {
 				w := unavailable(hostile(payload, state), testPath, accept)

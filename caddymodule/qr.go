@@ -21,7 +21,7 @@ const (
 // loginQR draws the address of a pending login, with the code in it where the
 // server offers that (RFC 8628 §3.3.1). Without a link that is fit to be opened
 // there is no code either.
-func loginQR(l *flow.LoginInfo) (string, bool) {
+func (c *catalogue) loginQR(l *flow.LoginInfo) (string, bool) {
 	if l == nil {
 		return "", false
 	}
@@ -33,27 +33,34 @@ func loginQR(l *flow.LoginInfo) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	return qrSVG(u.String(), u.Host)
+	return qrSVG(u.String(), c.text("qr.title"), c.text("qr.opens", "host", clean(u.Host, maxText)))
 }
 
-// qrSVG draws text as a QR code, black on white whatever the page's colours:
-// many readers do not know an inverted one.
-func qrSVG(text, host string) (string, bool) {
+// encodeQR makes the matrix of a QR code.
+func encodeQR(text string) (*qr.Code, bool) {
 	if len(text) > maxQR {
-		return "", false
+		return nil, false
 	}
 	level := qr.M
 	if len(text) > 250 {
 		level = qr.L // larger modules matter more than redundancy on a clean screen
 	}
 	code, err := qr.Encode(text, level)
-	if err != nil {
+	return code, err == nil
+}
+
+// qrSVG draws text as a QR code, black on white whatever the page's colours:
+// many readers do not know an inverted one. title and description are what a screen
+// reader says of it.
+func qrSVG(text, title, description string) (string, bool) {
+	code, ok := encodeQR(text)
+	if !ok {
 		return "", false
 	}
 	size := code.Size + 2*quietZone
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" class="qr" viewBox="0 0 %d %d" shape-rendering="crispEdges" role="img" aria-labelledby="qr-title qr-desc">`, size, size)
-	fmt.Fprintf(&b, `<title id="qr-title">QR code</title><desc id="qr-desc">Opens the login page at %s</desc>`, html.EscapeString(clean(host, maxText)))
+	fmt.Fprintf(&b, `<title id="qr-title">%s</title><desc id="qr-desc">%s</desc>`, html.EscapeString(title), html.EscapeString(description))
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#fff"/><path fill="#000" d="`, size, size)
 	for y := range code.Size {
 		for x := 0; x < code.Size; x++ {

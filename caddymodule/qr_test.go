@@ -38,7 +38,7 @@ func modules(t *testing.T, svg string) (map[[2]int]bool, int) {
 
 func TestQRDrawingHasEveryModuleAndAQuietZone(t *testing.T) {
 	for _, text := range []string{"https://a.example", "https://acme.eu.auth0.com/activate?user_code=QTZL-MCBW", "https://a.example/" + strings.Repeat("x", 900)} {
-		svg, ok := qrSVG(text, "a.example")
+		svg, ok := qrSVG(text, "QR code", "")
 		if !ok {
 			t.Fatal(text)
 		}
@@ -75,15 +75,15 @@ func TestQRPrefersTheAddressWithTheCode(t *testing.T) {
 		in   flow.LoginInfo
 		want string
 	}{{plain, plain.VerificationURI}, {complete, complete.VerificationURIComplete}} {
-		got, _ := loginQR(&c.in)
-		if want, _ := qrSVG(c.want, "a.example"); got != want || got == "" {
+		got, _ := english.loginQR(&c.in)
+		if want, _ := qrSVG(c.want, "QR code", "Opens the login page at a.example"); got != want || got == "" {
 			t.Errorf("not the code of %s", c.want)
 		}
 	}
-	if _, ok := loginQR(&bad); ok {
+	if _, ok := english.loginQR(&bad); ok {
 		t.Error("a bad complete address is drawn, or passed over in silence")
 	}
-	if _, ok := loginQR(nil); ok {
+	if _, ok := english.loginQR(nil); ok {
 		t.Error("a code without a login")
 	}
 }
@@ -110,15 +110,15 @@ func TestQRIsServedWhileACodeIsOutOnly(t *testing.T) {
 func TestQRIsLeftOutWhereNoPhoneWouldReadIt(t *testing.T) {
 	for n, want := range map[int]bool{maxQR: true, maxQR + 1: false} {
 		raw := "https://a.example/" + strings.Repeat("x", n-len("https://a.example/"))
-		if _, ok := loginQR(&flow.LoginInfo{VerificationURI: raw}); ok != want {
+		if _, ok := english.loginQR(&flow.LoginInfo{VerificationURI: raw}); ok != want {
 			t.Errorf("%d bytes: %v", n, ok)
 		}
 	}
 }
 
 func TestQRNamesItsHostWithoutMarkup(t *testing.T) {
-	svg, _ := qrSVG("https://a.example", `<b>"&`)
-	if !strings.Contains(svg, fmt.Sprintf("login page at %s<", "&lt;b&gt;&#34;&amp;")) {
+	svg, _ := qrSVG("https://a.example", "QR", `Opens <b>"&`)
+	if !strings.Contains(svg, fmt.Sprintf("Opens %s<", "&lt;b&gt;&#34;&amp;")) {
 		t.Errorf("%.400s", svg)
 	}
 }

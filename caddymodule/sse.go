@@ -21,26 +21,11 @@ const (
 
 // events streams the status: at once, then at each change.
 func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
-	h := w.Header()
-	if p.streams.Add(1) > maxStreams {
-		p.streams.Add(-1)
-		h.Set("Retry-After", "30")
-		p.refuse(w, r, http.StatusServiceUnavailable, "too-many-viewers", "Too many pages are open. Close some, or reload this one by hand.")
+	out, tick, leave := p.stream(w, r)
+	if out == nil {
 		return
 	}
-	defer p.streams.Add(-1)
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("X-Accel-Buffering", "no")
-	if r.Method == http.MethodHead {
-		w.WriteHeader(http.StatusOK)
-		return
-	}
-	tick := time.NewTicker(keepAlive)
-	defer tick.Stop()
-	out := stream{w, http.NewResponseController(w)}
-	if out.send([]byte("retry: 2000\n\n")) != nil {
-		return
-	}
+	defer leave()
 	st, changed := s.Watch()
 	err := out.status(st)
 	for err == nil {
@@ -48,19 +33,42 @@ func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
 		case <-changed:
 			st, changed = s.Watch()
 			err = out.status(st)
-		case <-tick.C:
+		case <-tick:
 			if ranOut(st) {
 				// The page is still open: whoever it is may want the next code. The
 				// session sees to it that nobody for ever means ever fewer of them.
 				s.Demand()
 			}
-			err = out.send([]byte(": keep-alive\n\n"))
+			err = out.alive()
 		case <-r.Context().Done():
 			return
 		case <-p.done:
 			return
 		}
 	}
+}
+
+// stream begins a stream of events with a place among the viewers, which leave
+// gives back. It is nil where there is none, and the request has its answer.
+func (p *page) stream(w http.ResponseWriter, r *http.Request) (out *stream, tick <-chan time.Time, leave func()) {
+	h := w.Header()
+	if p.streams.Add(1) > maxStreams {
+		p.streams.Add(-1)
+		h.Set("Retry-After", "30")
+		p.refuse(w, r, http.StatusServiceUnavailable, "too-many-viewers")
+		return nil, nil, nil
+	}
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("X-Accel-Buffering", "no")
+	out = &stream{w, http.NewResponseController(w)}
+	if r.Method == http.MethodHead {
+		w.WriteHeader(http.StatusOK)
+	} else if out.send([]byte("retry: 2000\n\n")) == nil {
+		t := time.NewTicker(keepAlive)
+		return out, t.C, func() { t.Stop(); p.streams.Add(-1) }
+	}
+	p.streams.Add(-1)
+	return nil, nil, nil
 }
 
 // ranOut reports whether the last code ended because nobody approved it in time.
@@ -83,6 +91,9 @@ func (s stream) status(st flow.Status) error {
 	}
 	return s.send(fmt.Appendf(nil, "event: status\ndata: %s\n\n", data))
 }
+
+// alive keeps what is between here and the viewer from closing an idle connection.
+func (s stream) alive() error { return s.send([]byte(": keep-alive\n\n")) }
 
 // send writes and flushes within streamWriteTimeout. The deadline is taken back
 // afterwards: HTTP/2 resets a stream when it passes, even with nothing to write.

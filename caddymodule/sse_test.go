@@ -203,7 +203,7 @@ func TestSSEHasRoomForSoManyViewers(t *testing.T) {
 func TestSSETakesNoLineEndFromAServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		payload := "x\n\ndata: {}\n\nevent: status\r\rdata: evil\u2028\u2029\x00</script>"
-		for state := range words {
+		for state := range tones {
 			p := newFake(hostile(payload, state)).page()
 			_, r := servePipe(t, p).open(t, t.Context())
 			block(t, r)

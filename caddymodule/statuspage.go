@@ -28,6 +28,11 @@ type StatusPage struct {
 	// Declares the session here instead of in the app.
 	Client *Client `json:"client,omitempty"`
 
+	// Shows all sessions of this Caddy instead of one, those that need somebody first.
+	// Each has its own page with `?session=<name>`. JSON, events and health check are
+	// those of all; a session is named in the query there, too.
+	All bool `json:"all,omitempty"`
+
 	// Where the page is. Default: `/.device-flow`.
 	Path string `json:"path,omitempty"`
 
@@ -53,22 +58,54 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 	if err := checkStatusPath(p.Path); err != nil {
 		return err
 	}
-	app, s, err := sessionOf(ctx, p.Session, p.Client)
+	app, name, err := p.choose(ctx)
 	if err != nil {
 		return err
 	}
-	if p.guard, err = p.Guard.provision(ctx, p, s.name); err != nil {
+	if p.guard, err = p.Guard.provision(ctx, p, name); err != nil {
 		return err
 	}
-	if err := app.claimPage(pageKey{siteOf(ctx), p.Path}, s.name); err != nil {
+	if err := app.claimPage(pageKey{siteOf(ctx), p.Path}, name); err != nil {
 		return err
 	}
-	p.page = newPage(p.Path, func(r *http.Request) (watcher, error) { return s.get(r.Context()) })
 	// An open event stream would hold up the end of the server (and so a reload).
 	if srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		srv.RegisterOnShutdown(p.page.shutdown)
 	}
 	return nil
+}
+
+// choose makes the page of a session, or of all. name is empty for all.
+func (p *StatusPage) choose(ctx caddy.Context) (app *App, name string, err error) {
+	if p.All {
+		if p.Session != "" || p.Client != nil {
+			return nil, "", errors.New("a status page shows all sessions or one: leave out either all or the session")
+		}
+		p.page = newOverview(p.Path, everySession)
+		app, err = appOf(ctx)
+		return app, "", err
+	}
+	app, s, err := sessionOf(ctx, p.Session, p.Client)
+	if err != nil {
+		return nil, "", err
+	}
+	p.page = newPage(p.Path, func(r *http.Request) (watcher, error) { return s.get(r.Context()) })
+	return app, s.name, nil
+}
+
+// everySession is all that run now, each name once: during a reload there may be two
+// of one for a moment, and the newer configuration's counts.
+func everySession() []watcher {
+	var all []watcher
+	last := ""
+	for _, s := range runningSessions() {
+		name := s.Status().Session
+		if len(all) > 0 && name == last {
+			all = all[:len(all)-1]
+		}
+		all, last = append(all, s), name
+	}
+	return all
 }
 
 // Cleanup ends what is still open.

@@ -115,9 +115,21 @@ func (a *answer) failure(op string) *Error {
 		e.Kind, e.Code, e.Description = KindConfiguration, CodeConfiguration, "the endpoint redirects, and redirects are not followed; check its URL"
 	}
 	if e.Code == "" {
-		e.Code = CodeInvalidResponse
+		e.Code = codeOfStatus(a.status)
 	}
 	return e
+}
+
+// codeOfStatus names an error that the server did not: the standard's names where
+// the status says that it is in trouble (RFC 6749 §4.1.2.1).
+func codeOfStatus(status int) string {
+	switch {
+	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
+		return "temporarily_unavailable"
+	case status >= 500:
+		return "server_error"
+	}
+	return CodeInvalidResponse
 }
 
 // form makes a POST of params with the client's authentication.

@@ -2,6 +2,7 @@ package flow_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -120,8 +121,8 @@ func TestDiscovery(t *testing.T) {
 		"redirect":          {[]flowtest.Response{{Status: 302, Header: http.Header{"Location": {"https://evil.example/"}}}, absent}, "configuration", "redirect", flow.ActionFixConfiguration},
 		"404":               {[]flowtest.Response{absent, absent}, "configuration", "no metadata", flow.ActionFixConfiguration},
 		"page":              {[]flowtest.Response{html, html}, "configuration", "not a JSON document", flow.ActionFixConfiguration},
-		"forbidden, outage": {[]flowtest.Response{{Status: 403}, outage}, "invalid_response", "", flow.ActionRetry},
-		"outage":            {[]flowtest.Response{outage, outage}, "invalid_response", "", flow.ActionRetry},
+		"forbidden, outage": {[]flowtest.Response{{Status: 403}, outage}, "temporarily_unavailable", "", flow.ActionRetry},
+		"outage":            {[]flowtest.Response{outage, outage}, "temporarily_unavailable", "", flow.ActionRetry},
 		"no device flow": {[]flowtest.Response{document(func(m map[string]any) { delete(m, "device_authorization_endpoint") }), absent}, "configuration",
 			"enable the device flow", flow.ActionFixConfiguration},
 	} {
@@ -268,5 +269,27 @@ func TestAccountFromUserInfo(t *testing.T) {
 			w.Fatalf("account %s", asJSON(a))
 		}
 		w.wantCount(flowtest.UserInfo, 1)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if last := w.events[len(w.events)-1]; last.Kind != flow.EventIdentified || last.Status.Account == nil {
+			w.Errorf("the last event is %s", last.Kind)
+		}
 	})
+}
+
+func TestAccountThatIDTokenNamesBySubjectAlone(t *testing.T) {
+	thin := func(subject string) string {
+		part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
+		return part(`{"alg":"none"}`) + "." + part(`{"sub":"`+subject+`"}`) + "."
+	}
+	for subject, name := range map[string]string{"auth0|alice": "Alice Example", "auth0|bob": ""} {
+		bubble(t, flowtest.Config{}, func(w *world) {
+			w.as.Script(flowtest.Poll, flowtest.Response{Pass: true, Edit: flowtest.EditJSON(func(m map[string]any) { m["id_token"] = thin(subject) })})
+			s, _ := w.loggedIn()
+			w.sleep(time.Second)
+			if a := s.Status().Account; a == nil || a.Subject != subject || a.Name != name {
+				w.Fatalf("%s: account %s", subject, asJSON(a))
+			}
+		})
+	}
 }

@@ -13,6 +13,8 @@ const (
 	EventTokenRefreshed EventKind = "token_refreshed"
 	EventRefreshFailed  EventKind = "refresh_failed"
 	EventLoggedOut      EventKind = "logged_out"
+	// EventIdentified follows a login whose account was found out only afterwards.
+	EventIdentified EventKind = "identified"
 	// EventStateChanged follows each change of [Status.State].
 	EventStateChanged EventKind = "state_changed"
 	// EventStoreFailed and EventStoreHealed frame a time without storage.
@@ -26,6 +28,9 @@ type Event struct {
 	Status Status
 	// From is the state before, for [EventStateChanged].
 	From State
+	// Adopted is set for logins and logouts that another instance on the same
+	// storage has made.
+	Adopted bool
 	// Took is how long the exchange with the server lasted, where there was one.
 	Took time.Duration
 	// For names the API of a refresh that was not for the session's own token; see

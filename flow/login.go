@@ -284,22 +284,25 @@ func (s *Session) loginFailed(e *Error) {
 	s.observe(Event{Kind: EventLoginFailed, Err: e})
 }
 
-// identify asks the userinfo endpoint who logged in, where no id_token said so
-// and an openid scope allows the question.
+// identify asks the userinfo endpoint who logged in, where no id_token said so, or
+// named the subject alone, and an openid scope allows the question. With
+// [Config.Account] it has been asked already, if need was.
 func (s *Session) identify() {
-	if s.closing || s.rec.account != nil || s.token == nil || !slices.Contains(s.rec.scope, "openid") {
+	if s.closing || s.rec.account.named() || s.rec.account != nil && s.client.Load().Account != nil || s.token == nil || !slices.Contains(s.rec.scope, "openid") {
 		return
 	}
 	c, epoch, token := s.client.Load(), s.epoch, s.token.value
 	s.job(func(ctx context.Context) func() {
 		account, told, err := c.userInfo(ctx, token)
 		return func() {
-			if err != nil || account == nil || epoch != s.epoch {
+			known := s.rec.account
+			if err != nil || account == nil || epoch != s.epoch || known != nil && account.Subject != known.Subject {
 				return // a name on the page is a courtesy
 			}
-			s.rec.account, s.rec.claims = account, told.kept(s.client.Load().Account)
+			s.rec.account, s.rec.claims = account.completedBy(known), s.rec.claims.over(told.kept(s.client.Load().Account))
 			s.changed()
 			s.publish()
+			s.observe(Event{Kind: EventIdentified})
 		}
 	})
 }

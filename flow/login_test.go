@@ -84,7 +84,7 @@ func TestRefusedDeviceRequests(t *testing.T) {
 		{flowtest.ErrorResponse(503, "server_error"), "server_error", flow.StateLoginRequired, flow.ActionRetry, 80},
 		{flowtest.Response{Drop: true}, "unreachable", flow.StateLoginRequired, flow.ActionRetry, 80},
 		{flowtest.Response{Body: `{"user_code":"A"}`}, "invalid_response", flow.StateLoginRequired, flow.ActionRetry, 80},
-		{flowtest.Response{Status: 429, Header: map[string][]string{"Retry-After": {"600"}}}, "invalid_response", flow.StateLoginRequired, flow.ActionRetry, 7},
+		{flowtest.Response{Status: 429, Header: map[string][]string{"Retry-After": {"600"}}}, "temporarily_unavailable", flow.StateLoginRequired, flow.ActionRetry, 7},
 	} {
 		t.Run(fmt.Sprint(tc.answer.Status, tc.code), func(t *testing.T) {
 			bubble(t, flowtest.Config{}, func(w *world) {

@@ -87,9 +87,9 @@ func (s *Session) merge(r *record, live bool) {
 		s.publish()
 		switch {
 		case r.loggedIn() && !(mine.loggedIn() && mine.loginAt.Equal(r.loginAt)):
-			s.observe(Event{Kind: EventLoginSucceeded})
+			s.observe(Event{Kind: EventLoginSucceeded, Adopted: true})
 		case mine.loggedIn() && !r.loggedIn():
-			s.observe(Event{Kind: EventLoggedOut})
+			s.observe(Event{Kind: EventLoggedOut, Adopted: true})
 		}
 		if !mine.onlyRotated(r) {
 			s.refresh.reply(nil)

@@ -86,6 +86,9 @@ func (a *Account) Label() string {
 	return ""
 }
 
+// named reports whether there is more to show of a than a subject.
+func (a *Account) named() bool { return a != nil && a.Name+a.Email != "" }
+
 // completedBy fills in what an earlier answer told of the same account: an
 // id_token that comes with a refresh often names the subject only.
 func (a *Account) completedBy(old *Account) *Account {
