@@ -35,6 +35,9 @@ type Transport struct {
 	// The session whose token is added. Default: `default`.
 	Session string `json:"session,omitempty"`
 
+	// Default: what a `device_flow` handler before the proxy asks of the session.
+	Target
+
 	// The origins that may get the token, such as `https://api.example.com`.
 	// Needed for upstreams that are known only at the request: those with
 	// placeholders, by what these stand for, and dynamic ones, by the server name
@@ -48,6 +51,8 @@ type Transport struct {
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	session *session
+	target  *target // nil: that of a handler before, or else the session's own API
+	forKey  string  // of a handler's announcement
 	guard   *keeper
 	pins    map[destination]struct{}
 	tlsName string // that every certificate is checked for; empty: the host dialed
@@ -75,7 +80,10 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.session = s
+	t.session, t.forKey = s, targetKey(s.name)
+	if t.target, err = t.Target.provision(); err != nil {
+		return err
+	}
 	if t.guard, err = (Guard{}).provision(ctx, t, s.name); err != nil {
 		return err
 	}
@@ -137,6 +145,19 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return noAnswer(req, err)
 	}
 	s.tally.claim(vars)
+	src, no := t.target.source(s.Session, req)
+	if announced, ok := vars[t.forKey].(flow.Source); ok && t.target == nil {
+		src = announced
+	}
+	if no != nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as every RoundTripper must
+		}
+		t.guard.note(req, no)
+		w := &bufferedResponse{header: make(http.Header)}
+		no.write(w, req)
+		return w.response(req), nil
+	}
 	if err := t.direct(req); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close() // as every RoundTripper must
@@ -144,7 +165,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		s.tally.failed.Inc()
 		return nil, err
 	}
-	ft := flow.Transport{Session: s.Session, Base: t.HTTPTransport, Replayed: s.tally.replayed}
+	ft := flow.Transport{Session: src, Base: t.HTTPTransport, Replayed: s.tally.replayed}
 	resp, err := ft.RoundTrip(req)
 	if err != nil {
 		s.tally.unanswered(req.Context(), err)
@@ -194,6 +215,9 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
 //
 //	transport device_flow [<session>] {
+//	    audience <value>
+//	    resource <uri...>
+//	    scope    <scope...>
 //	    allow_upstream <origins...>
 //	    insecure_http
 //	    <settings of the http transport>
@@ -241,7 +265,7 @@ func (t *Transport) unmarshalOption(d *caddyfile.Dispenser) (known bool, err err
 		t.InsecureHTTP = true
 		return true, noBlock(d)
 	}
-	return false, nil
+	return t.Target.unmarshalOption(d)
 }
 
 var (

@@ -26,11 +26,16 @@ func (s *Session) Run(ctx context.Context) {
 			f()
 		case <-s.wake:
 			s.demanded = true
-		case t := <-s.rejected:
-			s.refreshForced(t)
+		case r := <-s.rejected:
+			if r.slot == nil {
+				s.refreshForced(r.token)
+			} else {
+				s.renew(r.slot, r.token)
+			}
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
+			s.unblockDerived()
 			s.anotherAccount()
 			s.save.reread = 2
 			// Perhaps there is a better store now; it does not have the login yet.
@@ -86,6 +91,7 @@ func (s *Session) step(now time.Time) (began bool) {
 	if lapsed {
 		s.publish() // now that there is a refresh to wait for, if it was due
 	}
+	s.stepDerived(now)
 	s.stepPending(now)
 	wanted := s.demanded || s.client.Load().Login == LoginEager
 	s.demanded = false
@@ -127,6 +133,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 	if s.save.held != nil {
 		sooner(s.save.heldUntil)
 	}
+	s.derivedDue(now, sooner)
 	if s.refresh.trading {
 		sooner(s.refresh.nextBeat)
 	}
@@ -159,7 +166,8 @@ func (s *Session) publish() {
 	old := s.view.Swap(&view{
 		token:   s.token,
 		status:  st,
-		waiting: !s.loaded || s.token == nil && (s.refresh.running || s.save.held != nil),
+		waiting: !s.loaded || s.token == nil && s.refreshing(),
+		grant:   !s.rec.refresh.IsZero(),
 		asking:  s.login.asking,
 		changed: make(chan struct{}),
 	})
