@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -164,16 +165,30 @@ func (c *client) form(ctx context.Context, op string, e Endpoints, endpoint stri
 	return a, nil
 }
 
-// common are the parameters of device and token requests alike.
-func (c *client) common() url.Values {
+// common are the parameters of device and token requests alike, for the given
+// resources.
+func (c *client) common(resource []string) url.Values {
 	v := make(url.Values, len(c.Params)+6)
 	for k, vv := range c.Params {
 		v[k] = append([]string(nil), vv...)
 	}
-	if len(c.Resource) > 0 {
-		v["resource"] = append([]string(nil), c.Resource...)
+	if len(resource) > 0 {
+		v["resource"] = append([]string(nil), resource...)
 	}
 	return v
+}
+
+// ownResource is what the session's own token is for, of several resources that
+// the login was asked for: the first. Many servers issue tokens for one at a time
+// (RFC 8707 §2.2 and §3 advise it), and some refuse a request for two only after
+// they have used up its device code or refresh token.
+func (c *client) ownResource() []string { return c.Resource[:min(len(c.Resource), 1)] }
+
+// grants reports whether the login was asked for the resources of want, if it was
+// asked for any. A server that has not granted one at login refuses the refresh
+// (RFC 8707 §2.2), and some after they have rotated the refresh token away.
+func (c *client) grants(want Want) bool {
+	return len(c.Resource) == 0 || !slices.ContainsFunc(want.Resource, func(r string) bool { return !slices.Contains(c.Resource, r) })
 }
 
 // deviceCode is a device authorization response (RFC 8628 §3.2).
@@ -209,7 +224,7 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 
 // askCode is one device authorization request.
 func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCode, error) {
-	params := c.common()
+	params := c.common(c.Resource)
 	if len(c.Scope) > 0 {
 		params.Set("scope", strings.Join(c.Scope, " "))
 	}
@@ -268,7 +283,7 @@ func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error
 	if err != nil {
 		return nil, err
 	}
-	params := c.common()
+	params := c.common(c.ownResource())
 	params.Set("grant_type", grantDeviceCode)
 	params.Set("device_code", code.Reveal())
 	if !verifier.IsZero() {
@@ -291,7 +306,11 @@ func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, 
 	if e.Token == "" {
 		return nil, missingEndpoint(opRefresh, "token_endpoint")
 	}
-	params := c.common()
+	if !c.grants(want) {
+		return nil, &Error{Kind: KindConfiguration, Op: opRefresh, Code: "invalid_target",
+			Err: errors.New("the login was not asked for this resource, and a server grants resources at login (RFC 8707): add it to the session's own 'resource'")}
+	}
+	params := c.common(c.ownResource())
 	params.Set("grant_type", "refresh_token")
 	params.Set("refresh_token", token.Reveal())
 	want.ask(params, c.Scope)
