@@ -56,6 +56,7 @@ type answer struct {
 	at      time.Time
 	secrets []Secret // to be scrubbed from texts
 	body    []byte
+	hint    string // what to try if it refuses the client
 }
 
 // exchange sends req and reads the answer. It follows no redirect, since it
@@ -124,6 +125,9 @@ func (a *answer) failure(op string) *Error {
 	if e.Code == "" {
 		e.Code = codeOfStatus(a.status)
 	}
+	if e.Kind == KindConfiguration && refusesClient(e.Code, a.status) {
+		e.Hint = a.hint
+	}
 	return e
 }
 
@@ -162,6 +166,7 @@ func (c *client) form(ctx context.Context, op string, e Endpoints, endpoint stri
 		return nil, err
 	}
 	a.secrets = append(a.secrets, secrets...)
+	a.hint = c.authHint()
 	return a, nil
 }
 
