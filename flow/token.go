@@ -101,7 +101,8 @@ func (a *answer) grant(op string) (*grant, error) {
 // isBearer reports whether tokens of that type are used as RFC 6750 says: Bearer in
 // any case, or what Apigee calls them, BearerToken.
 func isBearer(typ string) bool {
-	return strings.HasPrefix(strings.ToLower(strings.TrimSpace(typ)), "bearer")
+	typ = strings.TrimSpace(typ)
+	return strings.EqualFold(typ, "Bearer") || strings.EqualFold(typ, "BearerToken")
 }
 
 // bareToken is an access token without what some servers put around it: a line
