@@ -102,6 +102,10 @@ func inspectImage(t *testing.T) (i imageConfig) {
 func (c *container) startContainer(t *testing.T, i imageConfig) {
 	t.Helper()
 	c.id = newContainer(t)
+	// buildah mounts an anonymous volume of the image and ours at the same place, in any order.
+	if out, err := buildah(t, "config", "--volume", "/data-", c.id); err != nil {
+		t.Fatalf("buildah config: %v\n%s", err, out)
+	}
 	c.process = startProcess(t, c.inside(t, append(i.Docker.Config.Entrypoint, i.Docker.Config.Cmd...)...))
 	eventually(t, 30*time.Second, "Caddy serves in the container", func() bool {
 		if !c.running() {
