@@ -40,9 +40,10 @@ EXPOSE 8080
 USER 10001:10001
 WORKDIR /data
 
-# (podman and buildah keep this only with --format docker.) Healthy means that calls are served: a container that waits for its login is
+# Healthy means that calls are served: a container that waits for its login is
 # not, so `depends_on: {condition: service_healthy}` holds back what needs it.
 # -Y off: a proxy that is set for the authorization server is not for this.
+# podman and buildah keep a health check only with --format docker.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s --retries=3 \
     CMD wget -q -Y off -O /dev/null "$HEALTHCHECK_URL" || exit 1
 

@@ -61,6 +61,11 @@ func TestPagesHoldGoodCaddyfiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	modules, err := filepath.Glob(filepath.Join("..", "docs", "modules", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages = append(pages, modules...)
 	held, n := secrets(t), 0
 	for _, page := range append(pages, filepath.Join("..", "README.md"), filepath.Join("..", "SECURITY.md")) {
 		raw, err := os.ReadFile(page)
