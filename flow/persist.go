@@ -101,7 +101,9 @@ func (s *Session) load() {
 			err = c.putAside(ctx, b, err)
 		}
 		return func() {
-			if epoch == s.epoch { // else: read again, or not at all after a logout
+			// Else: read again, or not at all after a logout, or when another look at
+			// the store was faster.
+			if epoch == s.epoch && s.save.unread {
 				s.loadedRecord(b, r, err)
 			}
 		}
@@ -131,20 +133,26 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 	}
 	s.save.unread, s.save.next = false, time.Time{}
 	s.remember(b)
-	same := r != nil && s.rec.loggedIn() && r.loginAt.Equal(s.rec.loginAt)
-	if same {
-		s.merge(r, false) // it has been found in another way while the store was slow
-	} else if r != nil && s.rec.loggedIn() && r.generation >= s.rec.generation {
-		s.rec.generation = r.generation + loginLeap // it is put aside; and stores may be behind
-		s.save.dirty = true
-	}
-	if r != nil && !s.rec.loggedIn() && (r.worthSaving() || s.rec.pending == nil) {
+	switch {
+	case r == nil:
+	case s.rec.loggedIn():
+		s.supersede(r) // it is put aside; and stores may be behind
+	case r.worthSaving() || s.rec.pending == nil:
 		s.adoptRecord(r, false)
 	}
 	// Another key seals now, or one at all. Only at the start: two instances with
 	// the same keys in another order would go on for ever.
 	s.save.dirty = s.save.dirty || r != nil && r.stale && s.rec.worthSaving()
 	s.ready()
+}
+
+// supersede puts the session's own login, which came while the store could not be
+// read, above what is stored.
+func (s *Session) supersede(r *record) {
+	if r.generation >= s.rec.generation {
+		s.rec.generation = r.generation + loginLeap
+		s.save.dirty = true
+	}
 }
 
 // known is what need not be opened and decoded again. After a change of the
