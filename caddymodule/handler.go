@@ -47,12 +47,15 @@ type Handler struct {
 	// Put the token on the request that the next handlers see.
 	Authenticate bool `json:"authenticate,omitempty"`
 
+	KeyedBy
+
 	Guard
 
 	// A header field that callers have to send. Viewers of the status page need not.
 	RequireHeader *RequiredHeader `json:"require_header,omitempty"`
 
 	session *session
+	keyed   *keyed // nil: one session for all
 	guard   *keeper
 	need    *requirement
 }
@@ -70,11 +73,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Wait < 0 {
 		return fmt.Errorf("wait %s: use a duration of zero or more", time.Duration(h.Wait))
 	}
-	_, s, err := sessionOf(ctx, h.Session, h.Client)
+	app, s, err := sessionOf(ctx, h.Session, h.Client)
 	if err != nil {
 		return err
 	}
 	h.session = s
+	if h.keyed, err = app.keyBy(s, h.KeyedBy); err != nil {
+		return err
+	}
+	s.plain = s.plain || h.keyed == nil
 	if h.guard, err = h.Guard.provision(ctx, h, s.name); err != nil {
 		return err
 	}
@@ -116,8 +123,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // serve gives an admitted request its token.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, vars map[string]any) error {
-	s, err := h.session.running(r.Context())
+	s, err := h.running(r, vars)
 	if err != nil {
+		if no, after := refusalOf(err); no != nil {
+			return h.decline(w, r, no, after)
+		}
 		newTally(h.session.name).refused(err)
 		return h.refuse(w, r, err)
 	}
@@ -138,6 +148,22 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return next.ServeHTTP(newHeadWriter(w, keepPrivate), authenticated(r, token))
 }
 
+// running is the session of this request.
+func (h *Handler) running(r *http.Request, vars map[string]any) (*running, error) {
+	if h.keyed != nil {
+		return h.keyed.running(r, vars)
+	}
+	return h.session.running(r.Context())
+}
+
+// decline answers a caller whose session cannot be told, or not be had now.
+func (h *Handler) decline(w http.ResponseWriter, r *http.Request, no *refusal, after time.Duration) error {
+	if after > 0 {
+		setRetryAfter(w.Header(), after)
+	}
+	return h.guard.turnAway(w, r, no)
+}
+
 // token is one atomic load while the session has one.
 func (h *Handler) token(ctx context.Context, s *flow.Session) (*flow.Token, error) {
 	if t := s.Current(); t != nil {
@@ -152,7 +178,11 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) erro
 	if !errors.As(err, &notReady) {
 		return caddyhttp.Error(499, err) // the caller has left
 	}
-	return writeNotReady(w, r, notReady, h.statusURL(r))
+	page := h.statusURL(r)
+	if h.keyed != nil && page != "" && notReady.Status.Session != h.session.name {
+		page += sessionLink(notReady.Status.Session)
+	}
+	return writeNotReady(w, r, notReady, page)
 }
 
 // writeNotReady answers by itself, or leaves it to handle_errors if the site

@@ -155,6 +155,9 @@ func eventFields(e flow.Event) []zap.Field {
 		zap.String("session", st.Session),
 		zap.String("state", string(st.State)),
 	}
+	if st.Key != "" {
+		fields = append(fields, zap.String("key", clean(st.Key, maxText)))
+	}
 	if e.From != "" {
 		fields = append(fields, zap.String("from", string(e.From)))
 	}

@@ -52,6 +52,15 @@ func newOverview(path string, all func() []watcher) *page {
 	return p
 }
 
+// label is what people call a session among others: by what it was made for, or by
+// its name.
+func label(st flow.Status) string {
+	if key := clean(st.Key, maxCode); key != "" {
+		return key
+	}
+	return clean(st.Session, maxCode)
+}
+
 // sessionLink is the query that leads from the overview to a session.
 func sessionLink(name string) string { return "?" + sessionQuery + "=" + url.QueryEscape(name) }
 
@@ -89,7 +98,7 @@ func (p *page) allHealth(w http.ResponseWriter, r *http.Request, all []flow.Stat
 	var ill []string
 	for _, st := range all {
 		if !serves(st) {
-			ill = append(ill, clean(st.Session, maxCode)+" "+string(st.State))
+			ill = append(ill, label(st)+" "+string(st.State))
 		}
 	}
 	code, body := http.StatusOK, string(flow.StateAuthorized)
@@ -120,14 +129,14 @@ func rank(st flow.Status) int {
 func (c *catalogue) overview(all []flow.Status, now time.Time) *overview {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b flow.Status) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.Session, b.Session))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(label(a), label(b)), strings.Compare(a.Session, b.Session))
 	})
 	o := &overview{frame: frame{words: c, Reload: 10}}
 	seen := sha256.New()
 	working, troubled := 0, false
 	for _, st := range all {
 		v := c.view(st, now)
-		row := overviewRow{Name: clean(st.Session, maxCode), Link: sessionLink(st.Session), Tone: v.Tone, Word: v.Word, Who: v.Who}
+		row := overviewRow{Name: label(st), Link: sessionLink(st.Session), Tone: v.Tone, Word: v.Word, Who: v.Who}
 		if row.More = v.Trouble; st.State == flow.StateLoginRequired && st.Error != nil {
 			row.More = v.Title
 		}

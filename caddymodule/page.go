@@ -193,7 +193,7 @@ func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.
 		v.Notice = v.T(notice[0], notice[1:]...)
 	}
 	if p.all != nil {
-		v.Session = clean(st.Session, maxCode) // among several, "default" says something
+		v.Session = label(st) // among several, "default" says something
 	}
 	p.render(w, r, status, "session", &v.frame, v)
 }

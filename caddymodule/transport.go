@@ -35,6 +35,9 @@ type Transport struct {
 	// The session whose token is added. Default: `default`.
 	Session string `json:"session,omitempty"`
 
+	// The same as in the handler before the proxy, whose choice holds where there is one.
+	KeyedBy
+
 	// The origins that may get the token, such as `https://api.example.com`.
 	// Needed for upstreams that are known only at the request: those with
 	// placeholders, by what these stand for, and dynamic ones, by the server name
@@ -48,6 +51,8 @@ type Transport struct {
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	session *session
+	keyed   *keyed // nil: one session for all, or as the handler has chosen
+	varKey  string // where it says so
 	guard   *keeper
 	pins    map[destination]struct{}
 	tlsName string // that every certificate is checked for; empty: the host dialed
@@ -71,11 +76,14 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.HTTPTransport.Provision(ctx); err != nil {
 		return err
 	}
-	_, s, err := sessionOf(ctx, t.Session, nil)
+	app, s, err := sessionOf(ctx, t.Session, nil)
 	if err != nil {
 		return err
 	}
-	t.session = s
+	t.session, t.varKey = s, keyedVar(s.name)
+	if t.keyed, err = app.keyBy(s, t.KeyedBy); err != nil {
+		return err
+	}
 	if t.guard, err = (Guard{}).provision(ctx, t, s.name); err != nil {
 		return err
 	}
@@ -131,10 +139,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	// what it finds here afterwards. The map belongs to this attempt alone, since
 	// there are header operations for each.
 	delete(req.Header, "Authorization")
-	s, err := t.session.running(req.Context())
+	s, err := t.running(req, vars)
 	if err != nil {
-		newTally(t.session.name).refused(err)
-		return noAnswer(req, err)
+		return t.noSession(req, err)
 	}
 	s.tally.claim(vars)
 	if err := t.direct(req); err != nil {
@@ -153,6 +160,39 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	s.tally.answered(resp.StatusCode)
 	keepPrivate(resp.StatusCode, resp.Header)
 	return resp, nil
+}
+
+// running is the session of this request: the one that the handler before has
+// chosen, for what the key is made of may have changed on the way.
+func (t *Transport) running(req *http.Request, vars map[string]any) (*running, error) {
+	if len(t.session.keyed) > 0 {
+		m, chosen := vars[t.varKey].(*member)
+		if chosen && (t.keyed == nil || m.group == t.keyed.live.Load()) {
+			return m.running, nil
+		}
+	}
+	if t.keyed != nil {
+		return t.keyed.running(req, vars)
+	}
+	return t.session.running(req.Context())
+}
+
+// noSession answers a request whose session cannot be told, or not be had now.
+func (t *Transport) noSession(req *http.Request, err error) (*http.Response, error) {
+	if no, after := refusalOf(err); no != nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as every RoundTripper must
+		}
+		t.guard.note(req, no)
+		w := &bufferedResponse{header: make(http.Header)}
+		if after > 0 {
+			setRetryAfter(w.header, after)
+		}
+		no.write(w, req)
+		return w.response(req), nil
+	}
+	newTally(t.session.name).refused(err)
+	return noAnswer(req, err)
 }
 
 // noAnswer is an error, or the 503 in its place if it is for want of a token.
@@ -196,6 +236,8 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 //	transport device_flow [<session>] {
 //	    allow_upstream <origins...>
 //	    insecure_http
+//	    session_key  <placeholder>
+//	    max_sessions <n>
 //	    <settings of the http transport>
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -240,6 +282,8 @@ func (t *Transport) unmarshalOption(d *caddyfile.Dispenser) (known bool, err err
 		}
 		t.InsecureHTTP = true
 		return true, noBlock(d)
+	case "session_key", "max_sessions":
+		return true, t.KeyedBy.unmarshalOption(d)
 	}
 	return false, nil
 }

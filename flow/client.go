@@ -43,7 +43,7 @@ type client struct {
 }
 
 func newClient(cfg Config, fingerprint string) *client {
-	return &client{Config: cfg, fingerprint: fingerprint, storageKey: cfg.StorageName + "-" + fingerprint + ".json"}
+	return &client{Config: cfg, fingerprint: fingerprint, storageKey: recordKey(cfg.StorageName, fingerprint)}
 }
 
 // answer is a response that has been read.

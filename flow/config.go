@@ -48,6 +48,9 @@ type Config struct {
 	// StorageName takes the place of Name in the storage key, so that a session
 	// can be shown under another name without losing its login. Default: Name.
 	StorageName string
+	// Key is what tells this session from others of its kind, such as the id of
+	// the device whose login it is. It is shown to people and means nothing else.
+	Key string
 
 	// Issuer is the issuer identifier (RFC 8414 §2); it turns discovery on.
 	Issuer    string
@@ -104,7 +107,9 @@ type Config struct {
 	Observer Observer
 }
 
-var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+// nameRE is what a name looks like. The tilde is for those who make one of many
+// sessions, and a digest in place of each one's key; people do not write it.
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(~[0-9a-f]{32})?$`)
 
 // withDefaults fills zero values in.
 func (c Config) withDefaults() Config {
@@ -223,6 +228,16 @@ func (c Config) Fingerprint() string {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:16])
+}
+
+// StorageKey is where the record of the session that c describes is in its [Store].
+func (c Config) StorageKey() string {
+	c = c.withDefaults()
+	return recordKey(c.StorageName, c.Fingerprint())
+}
+
+func recordKey(storageName, fingerprint string) string {
+	return storageName + "-" + fingerprint + ".json"
 }
 
 // checkEndpoint accepts absolute https URLs, and http ones on loopback or when

@@ -176,7 +176,8 @@ func (s *Session) observe(e Event) {
 
 // snapshot builds the status from what the owner knows.
 func (s *Session) snapshot() Status {
-	st := Status{Session: s.client.Load().Name}
+	c := s.client.Load()
+	st := Status{Session: c.Name, Key: c.Key}
 	if s.rec.loggedIn() {
 		st.Account = s.rec.account
 	}

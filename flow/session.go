@@ -103,7 +103,7 @@ func New(cfg Config) (*Session, error) {
 	s.rec = &record{fingerprint: fingerprint}
 	s.state, s.since = StateUnavailable, stamp(time.Now())
 	s.view.Store(&view{
-		status:  Status{Session: cfg.Name, State: s.state, Since: s.since},
+		status:  Status{Session: cfg.Name, Key: cfg.Key, State: s.state, Since: s.since},
 		waiting: true,
 		changed: make(chan struct{}),
 	})
