@@ -200,14 +200,6 @@ func (k *keyed) running(r *http.Request, vars map[string]any) (*running, error) 
 	return m.running, nil
 }
 
-// all are the sessions of all keys.
-func (k *keyed) all() []watcher {
-	if g := k.live.Load(); g != nil {
-		return g.all()
-	}
-	return nil
-}
-
 // await waits for the app to start.
 func (k *keyed) await(ctx context.Context) (*group, error) {
 	timer := time.NewTimer(startWait)

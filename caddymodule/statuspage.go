@@ -97,7 +97,7 @@ func (p *StatusPage) choose(ctx caddy.Context) (app *App, name string, err error
 		return nil, "", err
 	}
 	if k != nil {
-		p.page = newOverview(p.Path, k.all)
+		p.page = k.page(p.Path)
 		return app, s.name + " by " + p.SessionKey, nil
 	}
 	s.plain = true

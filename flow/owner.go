@@ -32,6 +32,9 @@ func (s *Session) Run(ctx context.Context) {
 			s.login.unblock()
 			s.refresh.unblock()
 			s.anotherAccount()
+			if s.view.Load().status.Key != s.client.Load().Key {
+				s.publish()
+			}
 			s.save.reread = 2
 			// Perhaps there is a better store now; it does not have the login yet.
 			s.save.next = time.Time{}
