@@ -97,7 +97,7 @@ func (a *App) keyBy(s *session, by KeyedBy) (*keyed, error) {
 	}
 	if by.MaxSessions != 0 {
 		if k.most != 0 && k.most != by.MaxSessions {
-			return nil, fmt.Errorf("max_sessions of session %s is both %d and %d: write the same number wherever session_key is %s", s.name, k.most, by.MaxSessions, by.SessionKey)
+			return nil, fmt.Errorf("max_sessions of session %s is both %d and %d: write the same number wherever session_key is %s", s.name, min(k.most, by.MaxSessions), max(k.most, by.MaxSessions), by.SessionKey)
 		}
 		k.most = by.MaxSessions
 	}

@@ -100,6 +100,13 @@ func (g *group) freeSlot() bool {
 	return len(g.slots) < most
 }
 
+// makeRoom evicts until there are no more than so many, but only a few at a time.
+// g.mu is held.
+func (g *group) makeRoom(left, atOnce int) {
+	for i := 0; i < atOnce && len(g.ring) > left && g.ending < mostEnding && g.evict(); i++ {
+	}
+}
+
 // evict ends the session that is missed least: one that nobody has logged in to,
 // else one that was not used since the hand came by last. g.mu is held.
 func (g *group) evict() bool {

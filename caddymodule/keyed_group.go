@@ -80,6 +80,7 @@ func (k *keyed) attach() error {
 			err = errors.Join(err, e)
 		}
 	}
+	g.makeRoom(g.limit(), mostEnding) // it may be smaller than before
 	k.live.Store(g)
 	close(k.started)
 	return err
@@ -202,12 +203,7 @@ func (g *group) admit(id, key string, known bool) (m *member, gone <-chan struct
 	if !slot && !known {
 		return nil, nil, nil
 	}
-	// Two, so that a smaller max_sessions is reached in time.
-	for i := 0; i < 2 && len(g.ring) >= g.limit() && g.ending < mostEnding; i++ {
-		if !g.evict() {
-			break
-		}
-	}
+	g.makeRoom(g.limit()-1, 2) // two, so that a smaller max_sessions is reached in time
 	if len(g.ring) >= g.limit() {
 		return nil, nil, tooManySessions()
 	}

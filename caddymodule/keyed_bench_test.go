@@ -1,0 +1,125 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
+)
+
+// What finding the session of a request costs, with one key or with many, against a
+// session without one.
+func BenchmarkKeyed(b *testing.B) {
+	as := flowtest.New(flowtest.Config{})
+	defer as.Close()
+	for _, keys := range []int{0, 1, 1000} {
+		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
+			k := newKeyed(as, 1000)
+			k.session.cfg.Store = everybody{k.session.cfg.Fingerprint()}
+			if err := k.attach(); err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = k.detach() }()
+			h := &Handler{session: k.session}
+			if keys > 0 {
+				h.keyed = k
+			} else {
+				k.session.live.Store(call(b, k, "none").running)
+			}
+			var requests []*http.Request
+			for i := range max(keys, 1) {
+				r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/", nil)
+				r.Header["X-Device-Id"] = []string{fmt.Sprint("device-", i)}
+				requests = append(requests, r)
+				if keys > 0 {
+					call(b, k, fmt.Sprint("device-", i))
+				}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				vars := map[string]any{caddyhttp.ClientIPVarKey: ""}
+				for i := 0; pb.Next(); i++ {
+					s, err := h.running(requests[i%len(requests)], vars)
+					if err != nil || s.Current() == nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+// 10 000 keys come by, of which 1000 fit. Once it is full, memory must not grow with
+// the number of keys: what the storage keeps is not counted.
+func TestMemoryDoesNotGrowWithTheNumberOfKeys(t *testing.T) {
+	const most, keys = 1000, 10000
+	as := flowtest.New(flowtest.Config{})
+	defer as.Close()
+	k := newKeyed(as, most)
+	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint()}
+	if err := k.attach(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := k.detach(); err != nil {
+			t.Error(err)
+		}
+	}()
+	heap := func() float64 {
+		g := k.live.Load()
+		for {
+			g.mu.Lock()
+			n := g.ending
+			g.mu.Unlock()
+			if n == 0 {
+				break
+			}
+			runtime.Gosched()
+		}
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc+m.StackInuse) / 1024
+	}
+	empty := heap()
+	var full float64
+	for i := range keys {
+		m := call(t, k, fmt.Sprint("device-", i))
+		if m.Current() == nil {
+			t.Fatalf("device %d is %+v", i, m.Status())
+		}
+		if i+1 == 2*most {
+			full = heap()
+		}
+	}
+	end := heap()
+	t.Logf("%.0f KiB empty, %.0f KiB with %d sessions (%.1f KiB each) after %d keys, %.0f KiB after %d",
+		empty, full, most, (full-empty)/most, 2*most, end, keys)
+	if end > full*1.15 {
+		t.Errorf("memory has grown from %.0f to %.0f KiB", full, end)
+	}
+}
+
+// everybody is a storage in which each device is logged in.
+type everybody struct{ fingerprint string }
+
+func (e everybody) Load(_ context.Context, key string) ([]byte, error) {
+	now := time.Now()
+	return json.Marshal(map[string]any{
+		"version": 1, "fingerprint": e.fingerprint, "generation": 1, "access_token": "a." + key, "refresh_token": "r." + key,
+		"obtained_at": now, "expires_at": now.Add(time.Hour), "refresh_at": now.Add(time.Hour), "login_at": now,
+	})
+}
+
+func (everybody) Save(context.Context, string, []byte) error { return nil }
