@@ -187,6 +187,15 @@ func TestWhoLeavesMemoryFirst(t *testing.T) {
 		if has("idle") || !has("busy") || !has("pending1") || !has("pending2") {
 			t.Errorf("in memory are idle %v, busy %v, pending %v %v", has("idle"), has("busy"), has("pending1"), has("pending2"))
 		}
+		// Codes that come from the storage have no slot at first.
+		g.mu.Lock()
+		clear(g.slots)
+		for g.evict() {
+		}
+		g.mu.Unlock()
+		if has("busy") || !has("pending1") || !has("pending2") {
+			t.Errorf("in memory are busy %v, pending %v %v", has("busy"), has("pending1"), has("pending2"))
+		}
 	})
 }
 
