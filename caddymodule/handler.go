@@ -151,7 +151,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 // running is the session of this request.
 func (h *Handler) running(r *http.Request, vars map[string]any) (*running, error) {
 	if h.keyed != nil {
-		return h.keyed.running(r, vars)
+		return h.keyed.running(r, vars, false)
 	}
 	return h.session.running(r.Context())
 }

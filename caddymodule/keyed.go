@@ -116,10 +116,11 @@ func checkSessionKey(setting string) error {
 	return nil
 }
 
-// ofRequest is the key of a request.
-func (k *keyed) ofRequest(r *http.Request) (string, *refusal) {
+// ofRequest is the key of a request. At the last hop its header fields are those for
+// the API: there, the placeholder still has the caller's.
+func (k *keyed) ofRequest(r *http.Request, hop bool) (string, *refusal) {
 	var key string
-	if k.header != "" && k.header != "Host" {
+	if k.header != "" && k.header != "Host" && !hop {
 		switch v := r.Header[k.header]; len(v) {
 		case 0:
 		case 1:
@@ -173,7 +174,7 @@ func (k *keyed) config(id, key string) flow.Config {
 
 // running is the session of a request. It has a token, or a code that is out, or
 // may ask for one; if it may not, the error is a *crowded.
-func (k *keyed) running(r *http.Request, vars map[string]any) (*running, error) {
+func (k *keyed) running(r *http.Request, vars map[string]any, hop bool) (*running, error) {
 	g := k.live.Load()
 	if g == nil {
 		var err error
@@ -181,7 +182,7 @@ func (k *keyed) running(r *http.Request, vars map[string]any) (*running, error) 
 			return nil, err
 		}
 	}
-	key, no := k.ofRequest(r)
+	key, no := k.ofRequest(r, hop)
 	if no != nil {
 		return nil, no
 	}

@@ -34,7 +34,7 @@ func TestTheTransportTakesTheSessionThatTheHandlerHasChosen(t *testing.T) {
 			"request_header -X-Device-Id\n reverse_proxy API {\n header_up -X-Device-Id\n transport device_flow acme\n }\n}",
 		"by both": "route {\n request_header X-Was {header.X-Device-Id}\n device_flow {\n session acme\n session_key {header.X-Device-Id}\n }\n" +
 			"request_header X-Device-Id two\n reverse_proxy API {\n transport device_flow acme {\n session_key {header.X-Device-Id}\n }\n }\n}",
-		"by the transport": "request_header X-Was {header.X-Device-Id}\n reverse_proxy API {\n transport device_flow acme {\n session_key {header.X-Device-Id}\n max_sessions 50\n }\n}",
+		"by the transport": "request_header X-Was {header.X-Device-Id}\n reverse_proxy API {\n header_up -X-Device-Id\n transport device_flow acme {\n session_key {header.X-Device-Id}\n max_sessions 50\n }\n}",
 		"without a proxy of ours": "route {\n request_header X-Was {header.X-Device-Id}\n device_flow {\n session acme\n session_key {header.X-Device-Id}\n }\n" +
 			"request_header X-Device-Id two\n reverse_proxy API\n}",
 	} {
@@ -251,7 +251,7 @@ func call(t testing.TB, k *keyed, key string) *member {
 	}
 	r.Header["X-Device-Id"] = []string{key}
 	vars := make(map[string]any)
-	s, err := k.running(r, vars)
+	s, err := k.running(r, vars, false)
 	if err != nil {
 		t.Fatal(err)
 	}

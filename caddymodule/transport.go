@@ -172,7 +172,7 @@ func (t *Transport) running(req *http.Request, vars map[string]any) (*running, e
 		}
 	}
 	if t.keyed != nil {
-		return t.keyed.running(req, vars)
+		return t.keyed.running(req, vars, true)
 	}
 	return t.session.running(req.Context())
 }
