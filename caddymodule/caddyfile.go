@@ -69,7 +69,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 // and all those of reverse_proxy:
 //
 //	device_flow [<matcher>] [<upstreams...>] {
-//	    session      <name>
+//	    session      <name> (then audience, resource and scope are those of another API)
 //	    session_key  <placeholder>
 //	    max_sessions <n>
 //	    status_path  <path>|off
@@ -118,7 +118,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 
 	var values []httpcaddyfile.ConfigValue
 	gate := Handler{
-		Session: name, Client: client, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies(),
+		Session: name, Client: client, Target: dir.target, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies(),
 		KeyedBy: dir.keyed, Guard: dir.guard, RequireHeader: dir.header,
 	}
 	if dir.statusPath != "" {
@@ -166,9 +166,10 @@ type directive struct {
 	braces     caddyfile.Segment // of the block, if there is one
 	rest       caddyfile.Segment // what reverse_proxy is to understand
 	session    string
-	client     *Client // nil: no client setting was given
-	firstOwn   caddyfile.Segment
-	statusPath string // empty: none
+	client     *Client           // nil: no client setting was given
+	target     Target            // what to ask the named session for
+	loginOnly  caddyfile.Segment // a client setting that is none of the target's
+	statusPath string            // empty: none
 	wait       caddy.Duration
 	guard      Guard
 	header     *RequiredHeader
@@ -213,7 +214,11 @@ func readDirective(tokens caddyfile.Segment) (*directive, error) {
 			return nil, err
 		}
 		if own {
-			dir.firstOwn = seg
+			switch seg[0].Text {
+			case "audience", "resource", "scope":
+			default:
+				dir.loginOnly = seg
+			}
 			continue
 		}
 		dir.rest = append(dir.rest, seg...)
@@ -290,8 +295,12 @@ func (dir *directive) settleSession(h httpcaddyfile.Helper) (string, *Client, er
 		return dir.session, nil, nil
 	}
 	if dir.session != "" {
-		return "", nil, caddyfileErr(dir.firstOwn, "%q cannot stand beside 'session %s': it belongs to the declaration of that session in the global options",
-			dir.firstOwn[0].Text, dir.session)
+		if dir.loginOnly != nil {
+			return "", nil, caddyfileErr(dir.loginOnly, "%q cannot stand beside 'session %s': it belongs to the declaration of that session in the global options",
+				dir.loginOnly[0].Text, dir.session)
+		}
+		dir.target = Target{Audience: dir.client.Audience, Resource: dir.client.Resource, Scope: dir.client.Scope}
+		return dir.session, nil, nil
 	}
 	raw := string(caddyconfig.JSON(dir.client, nil))
 	const stateKey = "device_flow_sessions"
@@ -354,6 +363,15 @@ func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*rev
 	transport["session"] = caddyconfig.JSON(session, nil)
 	if dir.keyed.SessionKey != "" {
 		transport["session_key"] = caddyconfig.JSON(dir.keyed.SessionKey, nil)
+	}
+	if dir.target.Audience != "" {
+		transport["audience"] = caddyconfig.JSON(dir.target.Audience, nil)
+	}
+	if len(dir.target.Resource) > 0 {
+		transport["resource"] = caddyconfig.JSON(dir.target.Resource, nil)
+	}
+	if len(dir.target.Scope) > 0 {
+		transport["scope"] = caddyconfig.JSON(dir.target.Scope, nil)
 	}
 	if len(dir.upstreams) > 0 {
 		transport["allow_upstream"] = caddyconfig.JSON(dir.upstreams, nil)

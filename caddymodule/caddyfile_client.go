@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -28,6 +29,7 @@ import (
 //	header <name> <value>
 //	account <claim> <value>
 //	login on_demand|eager
+//	cache_size <n>
 //	log_qr
 //	insecure_http
 //	encryption_key <key>|off [<older key...>]
@@ -105,6 +107,18 @@ func (c *Client) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error)
 		}
 		c.Account = &Account{Claim: args[0], Value: args[1]}
 		return true, noBlock(d)
+	case "cache_size":
+		var s string
+		if err := oneArg(d, &s); err != nil {
+			return true, err
+		}
+		if c.CacheSize != 0 {
+			return true, d.Errf("cache_size is given twice")
+		}
+		if c.CacheSize, err = strconv.Atoi(s); err != nil || c.CacheSize < 1 {
+			return true, d.Errf("cache_size %q: use a number of one or more", s)
+		}
+		return true, nil
 	case "log_qr":
 		return true, onlySwitch(d, &c.LogQR)
 	case "insecure_http":

@@ -82,6 +82,10 @@ type Client struct {
 	// Caddy runs. Default: `on_demand`.
 	Login flow.LoginPolicy `json:"login,omitempty"`
 
+	// How many access tokens for other APIs are kept at once: those of sites that
+	// ask this session for another audience, resource or scope. Default: 128.
+	CacheSize int `json:"cache_size,omitempty"`
+
 	// Writes a pending login's QR code to Caddy's standard error, once for each
 	// code, after the line that the log has about it. It is for where people read
 	// that output: a terminal, or `docker compose logs`. Default: off.
@@ -153,6 +157,7 @@ func (c *Client) flowConfig(ctx caddy.Context, name, storageName string) (flow.C
 		Resource:     texts("resource", c.Resource),
 		InsecureHTTP: c.InsecureHTTP,
 		Login:        c.Login,
+		CacheSize:    c.CacheSize,
 	}
 	if len(c.Params) > 0 {
 		cfg.Params = make(url.Values, len(c.Params))

@@ -33,6 +33,47 @@ func secrets(t *testing.T) string {
 	return dir
 }
 
+// requireGoodCaddyfiles checks the Caddyfiles in a page, and counts them.
+func requireGoodCaddyfiles(t *testing.T, page, text, held string) int {
+	t.Helper()
+	blocks := caddyfileBlock.FindAllStringSubmatch(text, -1)
+	if strings.Count(text, "```caddyfile") != len(blocks) {
+		t.Errorf("%s: %d Caddyfiles can be read", page, len(blocks))
+	}
+	for _, b := range blocks {
+		if formatted := string(caddyfile.Format([]byte(b[1]))); formatted != b[1] {
+			t.Errorf("%s: caddy fmt would make this of it:\n%s", page, formatted)
+		}
+		config, err := adapt(t, strings.ReplaceAll(b[1], "/run/secrets", held))
+		if err == nil {
+			err = provisioned(t, config)
+		}
+		if err != nil {
+			t.Errorf("%s: %v\n%s", page, err, b[1])
+		}
+	}
+	return len(blocks)
+}
+
+// So does whoever copies one of the README or of another page.
+func TestPagesHoldGoodCaddyfiles(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, n := secrets(t), 0
+	for _, page := range append(pages, filepath.Join("..", "README.md"), filepath.Join("..", "SECURITY.md")) {
+		raw, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += requireGoodCaddyfiles(t, page, string(raw), held)
+	}
+	if n < 3 {
+		t.Errorf("only %d Caddyfiles were found", n)
+	}
+}
+
 // Whoever copies a Caddyfile of docs/providers gets one that `caddy validate` takes.
 func TestProviderPagesHoldGoodCaddyfiles(t *testing.T) {
 	dir := filepath.Join("..", "docs", "providers")
@@ -50,21 +91,8 @@ func TestProviderPagesHoldGoodCaddyfiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		blocks := caddyfileBlock.FindAllStringSubmatch(string(raw), -1)
-		if len(blocks) == 0 || strings.Count(string(raw), "```caddyfile") != len(blocks) {
-			t.Errorf("%s: %d Caddyfiles can be read", page, len(blocks))
-		}
-		for _, b := range blocks {
-			if formatted := string(caddyfile.Format([]byte(b[1]))); formatted != b[1] {
-				t.Errorf("%s: caddy fmt would make this of it:\n%s", page, formatted)
-			}
-			config, err := adapt(t, strings.ReplaceAll(b[1], "/run/secrets", held))
-			if err == nil {
-				err = provisioned(t, config)
-			}
-			if err != nil {
-				t.Errorf("%s: %v\n%s", page, err, b[1])
-			}
+		if requireGoodCaddyfiles(t, page, string(raw), held) == 0 {
+			t.Errorf("%s has no Caddyfile", page)
 		}
 	}
 	for _, usage := range flow.Providers() {

@@ -37,6 +37,8 @@ type Handler struct {
 	// Declares the session here instead of in the app.
 	Client *Client `json:"client,omitempty"`
 
+	Target
+
 	// How long to hold a request for a login before the 503. Default: 0.
 	// A request always waits for a refresh that is under way, at most 5 s.
 	Wait caddy.Duration `json:"wait,omitempty"`
@@ -55,7 +57,9 @@ type Handler struct {
 	RequireHeader *RequiredHeader `json:"require_header,omitempty"`
 
 	session *session
-	keyed   *keyed // nil: one session for all
+	keyed   *keyed  // nil: one session for all
+	target  *target // nil: the session's own API
+	forKey  string  // of the announcement to a transport
 	guard   *keeper
 	need    *requirement
 }
@@ -77,11 +81,14 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	h.session = s
+	h.session, h.forKey = s, targetKey(s.name)
 	if h.keyed, err = app.keyBy(s, h.KeyedBy); err != nil {
 		return err
 	}
 	s.plain = s.plain || h.keyed == nil
+	if h.target, err = h.Target.provision(); err != nil {
+		return err
+	}
 	if h.guard, err = h.Guard.provision(ctx, h, s.name); err != nil {
 		return err
 	}
@@ -131,7 +138,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		newTally(h.session.name).refused(err)
 		return h.refuse(w, r, err)
 	}
-	token, err := h.token(r.Context(), s.Session)
+	src, no := h.target.source(s.Session, r)
+	if no != nil {
+		return h.guard.turnAway(w, r, no)
+	}
+	token, err := h.token(r.Context(), src)
 	if err != nil {
 		s.tally.refused(err)
 		return h.refuse(w, r, err)
@@ -140,6 +151,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return next.ServeHTTP(w, r) // and the transport counts
 	}
 	s.tally.announce(vars)
+	announceSource(vars, h.forKey, src)
 	defer func() { // even if the proxy panics, as it does when the API breaks off
 		if vars == nil || s.tally.claim(vars) {
 			s.tally.served.Inc()
@@ -164,8 +176,8 @@ func (h *Handler) decline(w http.ResponseWriter, r *http.Request, no *refusal, a
 	return h.guard.turnAway(w, r, no)
 }
 
-// token is one atomic load while the session has one.
-func (h *Handler) token(ctx context.Context, s *flow.Session) (*flow.Token, error) {
+// token is an atomic load or two while there is one.
+func (h *Handler) token(ctx context.Context, s flow.Source) (*flow.Token, error) {
 	if t := s.Current(); t != nil {
 		return t, nil
 	}

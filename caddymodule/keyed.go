@@ -215,6 +215,18 @@ func (k *keyed) await(ctx context.Context) (*group, error) {
 	}
 }
 
+// isOf reports whether a source has the tokens of that login: of several handlers on
+// the way of a request, each may have chosen another.
+func isOf(src flow.Source, s *flow.Session) bool {
+	switch src := src.(type) {
+	case *flow.Session:
+		return src == s
+	case *flow.Derived:
+		return src.Session() == s
+	}
+	return false
+}
+
 // notReady is about a session that cannot be had for a moment.
 func (k *keyed) notReady() error {
 	return &flow.NotReadyError{RetryAfter: time.Second, Status: flow.Status{Session: k.session.name, State: flow.StateUnavailable}}

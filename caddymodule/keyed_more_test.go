@@ -62,6 +62,30 @@ func TestTheTransportTakesTheSessionThatTheHandlerHasChosen(t *testing.T) {
 	}
 }
 
+// Where the handler and the transport go by different keys, the last hop's counts.
+func TestTheKeyOfTheLastHopCounts(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), named, "a", "route {\n device_flow {\n session acme\n session_key {header.X-Device-Id}\n }\n"+
+		"reverse_proxy API {\n transport device_flow acme {\n session_key {query.user}\n }\n }\n}"))
+	device := x.loginDevice("one")
+	p := problemOf(t, x.get("http://a/?user=two", "X-Device-Id", "one"))
+	if err := x.as.Approve(p.UserCode); err != nil {
+		t.Fatal(err)
+	}
+	user := x.ofKey("two")
+	await(t, user.Session, flow.StateAuthorized)
+	if a := x.get("http://a/?user=two", "X-Device-Id", "one", "X-Was", "one"); a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	switch x.sentBy("one") {
+	case user.Current().Value().Reveal():
+	case device.Current().Value().Reveal():
+		t.Error("the API got the token of the device")
+	default:
+		t.Error("the API got some other token")
+	}
+}
+
 func TestASessionWithoutAKeyRunsBesideThoseWithOne(t *testing.T) {
 	x := newRig(t, flowtest.Config{})
 	x.load(x.config(t.Name(), named, "a", "device_flow API {\n session acme\n session_key {header.X-Device-Id}\n}", "b", "device_flow API {\n session acme\n}"))

@@ -53,7 +53,7 @@ func logObserver(logger *zap.Logger) flow.Observer {
 		}
 		if e.Kind == flow.EventStateChanged {
 			told = e.Status
-		} else if e.Status == told {
+		} else if e.Status == told && e.For == "" {
 			level = zapcore.DebugLevel // it came with a change of state, whose line says it all
 		}
 		ce := logger.Check(level, msg)
@@ -143,6 +143,10 @@ func describeEvent(e flow.Event) (zapcore.Level, string) {
 	case flow.EventStoreHealed:
 		return zapcore.InfoLevel, "the storage works again, the login is saved"
 	case flow.EventRefreshFailed:
+		var fe *flow.Error
+		if e.For != "" && errors.As(e.Err, &fe) && fe.Kind != flow.KindTemporary {
+			return zapcore.WarnLevel, "the authorization server refuses a token for another API: correct audience, resource or scope of that site, or allow them there"
+		}
 		return zapcore.DebugLevel, "the refresh failed"
 	default:
 		return zapcore.DebugLevel, string(e.Kind)
@@ -171,13 +175,15 @@ func eventFields(e flow.Event) []zap.Field {
 	if name := st.Account.Label(); name != "" && st.State == flow.StateAuthorized {
 		fields = append(fields, zap.String("account", name))
 	}
-	if t := st.Token; t != nil && t.ExpiresAt != nil {
+	if e.For != "" {
+		fields = append(fields, zap.String("for", clean(e.For, maxText)))
+	} else if t := st.Token; t != nil && t.ExpiresAt != nil {
 		fields = append(fields, zap.Time("token_expires_at", *t.ExpiresAt))
 	}
 	if e.Took > 0 {
 		fields = append(fields, zap.Duration("took", e.Took))
 	}
-	if x := st.Error; x != nil {
+	if x := st.Error; x != nil && e.For == "" {
 		fields = append(fields, zap.String("reason", x.Description), zap.String("action", string(x.Action)))
 		if x.RetryAt != nil {
 			fields = append(fields, zap.Time("retry_at", *x.RetryAt))

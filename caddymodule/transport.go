@@ -35,6 +35,9 @@ type Transport struct {
 	// The session whose token is added. Default: `default`.
 	Session string `json:"session,omitempty"`
 
+	// Default: what a `device_flow` handler before the proxy asks of the session.
+	Target
+
 	// The same as in the handler before the proxy, whose choice holds where there is one.
 	KeyedBy
 
@@ -51,8 +54,10 @@ type Transport struct {
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	session *session
-	keyed   *keyed // nil: one session for all, or as the handler has chosen
-	varKey  string // where it says so
+	keyed   *keyed  // nil: one session for all, or as the handler has chosen
+	varKey  string  // where it says so
+	target  *target // nil: that of a handler before, or else the session's own API
+	forKey  string  // of a handler's announcement
 	guard   *keeper
 	pins    map[destination]struct{}
 	tlsName string // that every certificate is checked for; empty: the host dialed
@@ -80,8 +85,11 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	t.session, t.varKey = s, keyedVar(s.name)
+	t.session, t.forKey, t.varKey = s, targetKey(s.name), keyedVar(s.name)
 	if t.keyed, err = app.keyBy(s, t.KeyedBy); err != nil {
+		return err
+	}
+	if t.target, err = t.Target.provision(); err != nil {
 		return err
 	}
 	if t.guard, err = (Guard{}).provision(ctx, t, s.name); err != nil {
@@ -144,6 +152,19 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.noSession(req, err)
 	}
 	s.tally.claim(vars)
+	src, no := t.target.source(s.Session, req)
+	if announced, ok := vars[t.forKey].(flow.Source); ok && t.target == nil && isOf(announced, s.Session) {
+		src = announced
+	}
+	if no != nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as every RoundTripper must
+		}
+		t.guard.note(req, no)
+		w := &bufferedResponse{header: make(http.Header)}
+		no.write(w, req)
+		return w.response(req), nil
+	}
 	if err := t.direct(req); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close() // as every RoundTripper must
@@ -151,7 +172,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		s.tally.failed.Inc()
 		return nil, err
 	}
-	ft := flow.Transport{Session: s.Session, Base: t.HTTPTransport, Replayed: s.tally.replayed}
+	ft := flow.Transport{Session: src, Base: t.HTTPTransport, Replayed: s.tally.replayed}
 	resp, err := ft.RoundTrip(req)
 	if err != nil {
 		s.tally.unanswered(req.Context(), err)
@@ -234,6 +255,9 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 // UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
 //
 //	transport device_flow [<session>] {
+//	    audience <value>
+//	    resource <uri...>
+//	    scope    <scope...>
 //	    allow_upstream <origins...>
 //	    insecure_http
 //	    session_key  <placeholder>
@@ -285,7 +309,7 @@ func (t *Transport) unmarshalOption(d *caddyfile.Dispenser) (known bool, err err
 	case "session_key", "max_sessions":
 		return true, t.KeyedBy.unmarshalOption(d)
 	}
-	return false, nil
+	return t.Target.unmarshalOption(d)
 }
 
 var (

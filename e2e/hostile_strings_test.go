@@ -330,7 +330,7 @@ func TestAddressesOfTheServerAreNotOpened(t *testing.T) {
 			t.Errorf("%.60q: the page is wider than the window", uri)
 		}
 		evaluate[chromedp.Void](t, tab, "document.getElementById('copy').click()") // the script is alive
-		waitFor(t, tab, "/copied/i.test(document.getElementById('copy-label').textContent)")
+		waitFor(t, tab, "/copied/i.test(document.getElementById('copy').textContent)")
 		as.answer(map[string]any{"error": "expired_token"})
 		eventually(t, 20*time.Second, "the code ends", func() bool { return c.status(t).Login == nil })
 	}

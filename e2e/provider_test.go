@@ -23,9 +23,10 @@ import (
 // providerClient is the public client that provider/server.mjs knows.
 const providerClient = "device"
 
-// provider is the npm oidc-provider, running.
+// provider is an authorization server of a third party, running: the npm oidc-provider, or another that prints the same.
 type provider struct {
 	issuer string
+	me     string // the path of its userinfo endpoint
 
 	mu     sync.Mutex
 	events []providerEvent
@@ -38,6 +39,8 @@ type providerEvent struct {
 	Status  int    `json:"status"`
 	Error   string `json:"error"`
 	Rotated bool   `json:"rotated"`
+
+	at time.Time // when the line was read
 }
 
 // installProvider runs npm ci, once, where node_modules is missing or older than the lock file. The error is what to
@@ -73,6 +76,12 @@ func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *pr
 	cmd.Dir = "provider"
 	cmd.Env = append(environment(newHome(t), "NODE_ENV=production",
 		"ACCESS_TOKEN_TTL="+strconv.Itoa(int(lifetime/time.Second))), settings...)
+	return runProvider(t, cmd, "oidc-provider", "/me")
+}
+
+// runProvider starts a program that prints what provider/server.mjs does; me is the path of its userinfo endpoint.
+func runProvider(t *testing.T, cmd *exec.Cmd, name, me string) *provider {
+	t.Helper()
 	// It ends with its standard input, so even a test that is killed leaves none behind.
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -87,7 +96,7 @@ func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *pr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := new(provider)
+	p := &provider{me: me}
 	read, first := make(chan struct{}), make(chan string, 1)
 	go func() {
 		defer close(read)
@@ -99,10 +108,10 @@ func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *pr
 		defer kill.Stop()
 		<-read // Wait closes the pipe
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("oidc-provider: %v\n%s", err, stderr)
+			t.Errorf("%s: %v\n%s", name, err, stderr)
 		}
 		if t.Failed() {
-			t.Logf("oidc-provider saw %+v\nand printed\n%s", p.all(), stderr)
+			t.Logf("%s saw %+v\nand printed\n%s", name, p.all(), stderr)
 		}
 	})
 	select {
@@ -110,7 +119,7 @@ func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *pr
 	case <-time.After(30 * time.Second):
 	}
 	if !strings.HasPrefix(p.issuer, "http://127.0.0.1:") {
-		t.Fatalf("oidc-provider has not started: its first line is %q\n%s", p.issuer, stderr)
+		t.Fatalf("%s has not started: its first line is %q\n%s", name, p.issuer, stderr)
 	}
 	return p
 }
@@ -128,6 +137,7 @@ func (p *provider) read(r io.Reader, first chan<- string) {
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			e = providerEvent{Event: "unreadable", Error: lines.Text()}
 		}
+		e.at = time.Now()
 		p.mu.Lock()
 		p.events = append(p.events, e)
 		p.mu.Unlock()
@@ -171,7 +181,7 @@ func (p *provider) failedRefreshes() int {
 
 // valid asks the provider's userinfo endpoint whether an access token (with the scope openid) is good right now.
 func (p *provider) valid(token string) bool {
-	r, err := http.NewRequest(http.MethodGet, p.issuer+"/me", nil)
+	r, err := http.NewRequest(http.MethodGet, p.issuer+p.me, nil)
 	if err != nil {
 		return false
 	}

@@ -238,6 +238,7 @@ func (s *Session) stepAccount(now time.Time) {
 	}
 	s.epoch++
 	s.letGo()
+	s.dropDerived()
 	s.rec = &record{fingerprint: s.rec.fingerprint, pending: s.rec.pending, ended: s.rec.ended}
 	s.token, s.doubted, s.unsure = nil, nil, nil
 	s.refresh.reply(errOvertaken)

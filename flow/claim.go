@@ -62,7 +62,7 @@ const settling = 20 * time.Millisecond
 // and then does so, unless another was faster to say the same.
 func (s *Session) claimRefresh(gone claim) {
 	s.refresh.gone = gone
-	generation, begun := s.rec.generation, time.Now()
+	generation, access, sl, begun := s.rec.generation, s.rec.access, s.refresh.slot, time.Now()
 	s.rec.claim = claim{by: s.id, beat: max(s.rec.claim.beat, gone.beat) + 1}
 	s.changedThen(func() {
 		switch {
@@ -72,11 +72,10 @@ func (s *Session) claimRefresh(gone claim) {
 			s.save.dirty = true
 			s.refresh.reply(ErrClosed)
 		case s.rec.generation != generation:
-			s.letGo()
-			s.refresh.reply(nil)
+			s.yield(access, nil, nil)
 		case s.rec.claim.by != s.id:
 			s.letGo()
-			s.startRefresh()
+			s.trade(sl)
 		default:
 			s.refresh.nextBeat = time.Now().Add(s.claimBeat())
 			s.refresh.waited = s.save.running
@@ -87,7 +86,7 @@ func (s *Session) claimRefresh(gone claim) {
 
 // letGo ends an attempt to refresh that leads to nothing.
 func (s *Session) letGo() {
-	s.refresh.running, s.refresh.trading = false, false
+	s.refresh.running, s.refresh.trading, s.refresh.slot = false, false, nil
 	if s.rec.claim.by == s.id {
 		s.rec.claim = claim{}
 	}

@@ -281,8 +281,9 @@ func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error
 	return a.grant(opPoll)
 }
 
-// refresh trades a refresh token for an access token (RFC 6749 §6).
-func (c *client) refresh(ctx context.Context, token Secret) (*grant, error) {
+// refresh trades a refresh token for an access token (RFC 6749 §6), that of the
+// login itself if want is zero.
+func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, error) {
 	e, err := c.endpoints(ctx)
 	if err != nil {
 		return nil, err
@@ -293,6 +294,7 @@ func (c *client) refresh(ctx context.Context, token Secret) (*grant, error) {
 	params := c.common()
 	params.Set("grant_type", "refresh_token")
 	params.Set("refresh_token", token.Reveal())
+	want.ask(params, c.Scope)
 	a, err := c.form(ctx, opRefresh, e, e.Token, params, token)
 	if err != nil {
 		return nil, err

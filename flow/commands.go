@@ -117,7 +117,7 @@ func (s *Session) do(ctx context.Context, f func()) error {
 // cannot wait for a better one. See [Session.Replace].
 func (s *Session) Reject(rejected *Token) {
 	select {
-	case s.rejected <- rejected:
+	case s.rejected <- rejection{token: rejected}:
 	default:
 	}
 }

@@ -89,6 +89,10 @@ type Config struct {
 	// can use it, and a stored one is put aside. Nil: any account.
 	Account *Claim
 
+	// CacheSize is how many access tokens for other APIs ([Session.For]) are kept
+	// at once. Default: 128.
+	CacheSize int
+
 	Login LoginPolicy
 	// RefreshWait bounds how long [Session.Token] waits for a refresh that is
 	// under way when there is no usable token. Default: 5 s.
@@ -130,6 +134,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Login == "" {
 		c.Login = LoginOnDemand
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = defaultCacheSize
 	}
 	if c.RefreshWait == 0 {
 		c.RefreshWait = 5 * time.Second
@@ -175,6 +182,9 @@ func (c Config) Validate() error {
 		if err := c.Account.validate(); err != nil {
 			bad("%w", err)
 		}
+	}
+	if c.CacheSize < 0 {
+		bad("cache_size %d: use a number of one or more", c.CacheSize)
 	}
 	switch c.Login {
 	case "", LoginOnDemand, LoginEager:

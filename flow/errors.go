@@ -44,6 +44,7 @@ const (
 	CodeConfiguration   = "configuration"
 	CodeWrongAccount    = "wrong_account"   // it is not the one of Config.Account
 	CodeAccountUnknown  = "account_unknown" // nobody tells whether it is
+	CodeWrongAudience   = "wrong_audience"  // the token is not for the API that it was asked for
 )
 
 // Error is a failed exchange with the authorization server.

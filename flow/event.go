@@ -33,6 +33,9 @@ type Event struct {
 	Adopted bool
 	// Took is how long the exchange with the server lasted, where there was one.
 	Took time.Duration
+	// For names the API of a refresh that was not for the session's own token; see
+	// [Want.String]. It can be anything that requests ask for: no label of a metric.
+	For string
 	// Err is set for the kinds that end in failed.
 	Err error
 }

@@ -42,7 +42,7 @@ func FuzzTokenResponse(f *testing.F) {
 		f.Add(200, "application/json", s)
 	}
 	f.Fuzz(func(t *testing.T, status int, contentType, body string) {
-		g, err := canned(status, http.Header{"Content-Type": {contentType}}, body).refresh(t.Context(), NewSecret("the-old-one"))
+		g, err := canned(status, http.Header{"Content-Type": {contentType}}, body).refresh(t.Context(), NewSecret("the-old-one"), Want{})
 		if err != nil {
 			e := asError("", err)
 			if e.Kind == KindReauthorize && (status == 429 || status >= 500 || !strings.Contains(strings.ToLower(body), "grant") && !strings.Contains(strings.ToLower(body), "bad")) {

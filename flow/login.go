@@ -229,6 +229,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 	}
 	s.letGo() // what a refresh brings now belongs to the login before
 	s.release()
+	s.dropDerived()
 	before := s.rec
 	before.endPending()
 	s.epoch++
@@ -325,6 +326,7 @@ func (s *Session) forget(reply chan error) {
 	s.login = loginState{asking: s.login.asking, ended: ended}
 	s.refresh.reply(errOvertaken)
 	s.letGo()
+	s.dropDerived()
 	s.refresh = refreshState{}
 	s.save.held = nil              // nobody shall hear of it any more
 	s.save.outrank = s.save.unread // whatever is stored goes

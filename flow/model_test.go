@@ -57,6 +57,9 @@ type model struct {
 
 const modelSteps = 300
 
+// modelWants are the APIs that are called. The server refuses the last one.
+var modelWants = []flow.Want{{Audience: "https://a.example"}, {Audience: "https://b.example", Scope: []string{"openid"}}, {Resource: []string{"https://no.example"}}}
+
 func (m *model) run(t *testing.T) {
 	m.lifetime = []time.Duration{3 * time.Second, 20 * time.Second, time.Minute, 10 * time.Minute}[m.rnd.IntN(4)]
 	m.stores, m.clocks, m.answers = m.rnd.IntN(3) == 0, m.rnd.IntN(4) == 0, m.rnd.IntN(4) == 0
@@ -105,7 +108,7 @@ func (m *model) soon(f func(ctx context.Context)) {
 func (m *model) step() {
 	n := m.rnd.IntN(len(m.all))
 	i := m.all[n]
-	switch m.rnd.IntN(24) {
+	switch m.rnd.IntN(28) {
 	case 0, 1:
 		m.note("approve: %d", m.as.ApproveAll())
 	case 2:
@@ -147,6 +150,16 @@ func (m *model) step() {
 			d := time.Duration(m.rnd.IntN(7200)-3600) * time.Second
 			m.note("clock of %d set to %v", n, d)
 			i.StepClock(d)
+		}
+	case 24, 25, 26:
+		k := m.rnd.IntN(len(modelWants))
+		m.note("call of API %d at %d", k, n)
+		src := m.source(i.Session, modelWants[k])
+		if t := src.Current(); t == nil {
+			m.soon(func(ctx context.Context) { _, _ = src.Token(ctx) })
+		} else if m.rnd.IntN(5) == 0 {
+			m.note("and it refuses its token")
+			m.soon(func(ctx context.Context) { src.Replace(ctx, t) })
 		}
 	case 16:
 		m.note("the store heals")

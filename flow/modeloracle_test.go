@@ -1,6 +1,7 @@
 package flow_test
 
 import (
+	"strings"
 	"time"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
@@ -55,6 +56,7 @@ func (m *model) check() {
 		m.forgetLogins() // it may not have got around
 	}
 	m.checkServer()
+	m.checkAPIs()
 	m.checkGivenUp()
 	m.checkWithheld()
 	m.hold()
@@ -73,6 +75,21 @@ func (m *model) checkServer() {
 	if !m.stores && !m.answers {
 		if v := m.as.Stats().Violations; len(v) > 0 {
 			m.Errorf("the server objects: %q", v)
+		}
+	}
+}
+
+// checkAPIs: a token goes to the API that it was issued for, and no other.
+func (m *model) checkAPIs() {
+	for n, i := range m.all {
+		for _, want := range append(modelWants, flow.Want{}) {
+			t := m.source(i.Session, want).Current()
+			if t == nil {
+				continue
+			}
+			if info, ok := m.as.Inspect(t.Value().Reveal()); !ok || strings.Join(info.Audience, " ") != want.Audience {
+				m.Errorf("instance %d has a token for %q where one for %q belongs", n, info.Audience, want.Audience)
+			}
 		}
 	}
 }

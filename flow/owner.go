@@ -26,11 +26,16 @@ func (s *Session) Run(ctx context.Context) {
 			f()
 		case <-s.wake:
 			s.demanded = true
-		case t := <-s.rejected:
-			s.refreshForced(t)
+		case r := <-s.rejected:
+			if r.slot == nil {
+				s.refreshForced(r.token)
+			} else {
+				s.renew(r.slot, r.token)
+			}
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
+			s.unblockDerived()
 			s.anotherAccount()
 			if s.view.Load().status.Key != s.client.Load().Key {
 				s.publish()
@@ -89,6 +94,7 @@ func (s *Session) step(now time.Time) (began bool) {
 	if lapsed {
 		s.publish() // now that there is a refresh to wait for, if it was due
 	}
+	s.stepDerived(now)
 	s.stepPending(now)
 	wanted := s.demanded || s.client.Load().Login == LoginEager
 	s.demanded = false
@@ -130,6 +136,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 	if s.save.held != nil {
 		sooner(s.save.heldUntil)
 	}
+	s.derivedDue(now, sooner)
 	if s.refresh.trading {
 		sooner(s.refresh.nextBeat)
 	}
@@ -162,7 +169,8 @@ func (s *Session) publish() {
 	old := s.view.Swap(&view{
 		token:   s.token,
 		status:  st,
-		waiting: !s.loaded || s.token == nil && (s.refresh.running || s.save.held != nil),
+		waiting: !s.loaded || s.token == nil && s.refreshing(),
+		grant:   !s.rec.refresh.IsZero(),
 		asking:  s.login.asking,
 		changed: make(chan struct{}),
 	})

@@ -131,7 +131,10 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 	}
 	s.save.unread, s.save.next = false, time.Time{}
 	s.remember(b)
-	if r != nil && s.rec.loggedIn() && r.generation >= s.rec.generation {
+	same := r != nil && s.rec.loggedIn() && r.loginAt.Equal(s.rec.loginAt)
+	if same {
+		s.merge(r, false) // it has been found in another way while the store was slow
+	} else if r != nil && s.rec.loggedIn() && r.generation >= s.rec.generation {
 		s.rec.generation = r.generation + loginLeap // it is put aside; and stores may be behind
 		s.save.dirty = true
 	}

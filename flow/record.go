@@ -46,6 +46,7 @@ type record struct {
 	account   *Account
 	claims    claims    // of the account
 	loginAt   time.Time // when the person approved
+	others    bool      // tokens for other APIs have been asked for
 
 	pending *pendingLogin
 	// failed is why the last login ended without a grant; held says that only a
@@ -128,6 +129,7 @@ type storedRecord struct {
 	Account     *Account     `json:"account,omitempty"`
 	Claims      claims       `json:"claims,omitempty"`
 	LoginAt     time.Time    `json:"login_at,omitzero"`
+	Others      bool         `json:"other_apis,omitempty"`
 	Pending     *storedLogin `json:"pending,omitempty"`
 	Failed      *StatusError `json:"failed,omitempty"`
 	Held        bool         `json:"held,omitempty"`
@@ -157,7 +159,7 @@ func (r *record) encode(now, wall time.Time) ([]byte, error) {
 		Version: recordVersion, Fingerprint: r.fingerprint, Generation: r.generation,
 		Access: r.access.Reveal(), Refresh: r.refresh.Reveal(),
 		Expiry: r.expiry.UTC(), Obtained: r.obtained.UTC(), RefreshAt: r.refreshAt.UTC(),
-		Scope: r.scope, Account: r.account, Claims: r.claims, LoginAt: r.loginAt.UTC(),
+		Scope: r.scope, Account: r.account, Claims: r.claims, LoginAt: r.loginAt.UTC(), Others: r.others,
 		Failed: r.failed, Held: r.held, Ended: r.ended, Saved: wall.UTC(),
 	}
 	if r.claim.by != "" {
@@ -197,7 +199,7 @@ func decodeRecord(b []byte, fingerprint string) (*record, error) {
 		fingerprint: s.Fingerprint, generation: s.Generation,
 		access: NewSecret(s.Access), refresh: NewSecret(s.Refresh),
 		expiry: s.Expiry, obtained: s.Obtained, refreshAt: s.RefreshAt,
-		scope: s.Scope, account: s.Account, claims: s.Claims, loginAt: s.LoginAt, failed: s.Failed, held: s.Held, ended: s.Ended,
+		scope: s.Scope, account: s.Account, claims: s.Claims, loginAt: s.LoginAt, others: s.Others, failed: s.Failed, held: s.Held, ended: s.Ended,
 	}
 	if k := s.Claim; k != nil {
 		r.claim = claim{by: k.By, beat: k.Beat}

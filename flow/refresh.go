@@ -17,12 +17,14 @@ const (
 	doubtfulTries   = 5                // refusals that are not clearly final, before they count as final
 	lockWaitMax     = refreshTimeout + 5*time.Second
 	lapsedLockWait  = 15 * time.Second
+	derivedLockWait = 3 * time.Second // there may be many of them, one after the other
 	rereadAfter     = time.Second
 )
 
 // refreshState is the owner's memory of refreshes.
 type refreshState struct {
 	running  bool
+	slot     *slot     // that the refresh under way is for; nil: the session's own token
 	trading  bool      // the exchange itself is under way
 	nextBeat time.Time // of our claim, while trading
 	waited   bool      // in vain, for the claim to be stored
@@ -76,7 +78,7 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	if s.token != nil && !s.token.value.Equal(rejected.value) {
 		return false
 	}
-	if s.refresh.running || s.save.held != nil {
+	if s.refreshing() {
 		return true
 	}
 	if s.rec.refresh.IsZero() {
@@ -103,17 +105,40 @@ func (s *Session) refreshForced(rejected *Token) bool {
 	return true
 }
 
-// startRefresh trades the refresh token, unless that is under way: the loser of
-// two refreshes would kill the login of the winner at many servers.
+// refreshing reports whether the session's own refresh is under way, or comes
+// next.
+func (s *Session) refreshing() bool {
+	if s.refresh.slot == nil {
+		return s.refresh.running || s.save.held != nil
+	}
+	return !time.Now().Before(s.refresh.next)
+}
+
+// startRefresh renews the session's own token.
 func (s *Session) startRefresh() {
+	if s.refresh.slot != nil {
+		s.refreshIn(time.Now(), 0) // as soon as the other API has got its token
+		return
+	}
+	s.trade(nil)
+}
+
+// trade trades the refresh token for sl, or for the session itself, unless it is
+// being traded: the loser of two refreshes would kill the login of the winner at
+// many servers.
+func (s *Session) trade(sl *slot) {
 	if s.refresh.running || s.save.held != nil || s.closing {
 		return
 	}
-	s.refresh.running = true
-	if s.token == nil {
+	s.refresh.running, s.refresh.slot = true, sl
+	if s.token == nil && sl == nil {
 		s.publish() // callers may wait for it
 	}
+	access := s.rec.access
 	c, epoch, id, generation, wait := s.client.Load(), s.epoch, s.id, s.rec.generation, s.lockWait(time.Now())
+	if sl != nil {
+		wait = min(wait, derivedLockWait)
+	}
 	s.job(func(ctx context.Context) func() {
 		// The generation in the name keeps an orphaned lock from standing in the
 		// way of any other refresh than the one it was taken for.
@@ -125,19 +150,32 @@ func (s *Session) startRefresh() {
 				return
 			}
 			s.refresh.unlock = unlock
-			switch {
-			case r != nil:
-				s.letGo()
-				s.found(b, r, nil)
-				s.refresh.reply(nil)
-			case s.rec.generation != generation: // a look was faster
-				s.letGo()
-				s.refresh.reply(nil)
-			default:
-				s.claimRefresh(gone)
+			if r != nil || s.rec.generation != generation { // or a look was faster
+				s.yield(access, b, r)
+				return
 			}
+			s.claimRefresh(gone)
 		}
 	})
+}
+
+// yield ends an attempt to refresh that another instance has made needless, by
+// the record r if that is not known yet. What it has brought may be for another
+// API, and the grant alone has moved on: then it begins again. access is the
+// session's own token when the attempt began.
+func (s *Session) yield(access Secret, b []byte, r *record) {
+	own := s.refresh.slot == nil
+	s.letGo()
+	if r != nil {
+		s.found(b, r, nil)
+	}
+	switch {
+	case !own: // it has kept its place in the queue
+	case s.rec.access.Equal(access) && !s.rec.refresh.IsZero():
+		s.startRefresh()
+	default:
+		s.refresh.reply(nil)
+	}
 }
 
 // exchange trades the refresh token, now that it is this instance's turn, if
@@ -145,17 +183,21 @@ func (s *Session) startRefresh() {
 func (s *Session) exchange(pause time.Duration) {
 	s.refresh.trading = true
 	c, epoch, token, generation, id := s.client.Load(), s.epoch, s.rec.refresh, s.rec.generation, s.id
+	sl, access, want := s.refresh.slot, s.rec.access, s.ownWant()
+	if sl != nil {
+		want = sl.want
+	}
 	s.job(func(ctx context.Context) func() {
 		if sleep(ctx, pause); c.claimed(ctx, generation, id) {
 			return func() {
 				if epoch == s.epoch {
 					s.letGo()
-					s.startRefresh()
+					s.trade(sl)
 				}
 			}
 		}
 		begin := time.Now()
-		g, err := c.refresh(ctx, token)
+		g, err := c.refresh(ctx, token, want)
 		took := time.Since(begin)
 		var (
 			b []byte
@@ -174,14 +216,16 @@ func (s *Session) exchange(pause time.Duration) {
 			case epoch != s.epoch:
 				s.discard(g)
 			case r != nil:
-				s.letGo()
-				s.found(b, r, nil)
-				s.refresh.reply(nil)
+				s.yield(access, b, r)
 			default:
 				s.save.unlock = append(s.save.unlock, s.refresh.unlock) // once the result is in the store
 				s.refresh.unlock = nil
 				s.letGo()
-				s.refreshed(g, err, took)
+				if sl == nil {
+					s.refreshed(g, err, took)
+				} else {
+					s.derivedBack(sl, g, err, took)
+				}
 				if !s.save.dirty && !s.save.running {
 					s.unlock() // there was nothing to store
 				}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -31,6 +32,7 @@ type view struct {
 	token   *Token // nil: none that is usable
 	status  Status
 	waiting bool          // a refresh or the first load may bring a token soon
+	grant   bool          // there is a refresh token
 	asking  bool          // a code is being asked for
 	changed chan struct{} // closed when a newer view is out
 }
@@ -46,8 +48,9 @@ type Session struct {
 	wake  chan struct{} // demand, one is enough
 	swap  chan struct{} // the configuration has been swapped
 	// rejected is a token that the API refused and nobody waits to have replaced.
-	rejected chan *Token
+	rejected chan rejection
 	done     chan struct{} // closed when Run has ended
+	handles  sync.Map      // of what is in derived.cache: *Derived by Want.key
 
 	owner
 }
@@ -67,6 +70,7 @@ type owner struct {
 	demanded bool
 	login    loginState
 	refresh  refreshState
+	derived  derivedState
 	save     saveState
 
 	// lapses is the end of rec's access token by the monotonic clock.
@@ -93,7 +97,7 @@ func New(cfg Config) (*Session, error) {
 		inbox:    make(chan func()),
 		wake:     make(chan struct{}, 1),
 		swap:     make(chan struct{}, 1),
-		rejected: make(chan *Token, 1),
+		rejected: make(chan rejection, 1),
 		done:     make(chan struct{}),
 	}
 	fingerprint := cfg.Fingerprint()
@@ -101,6 +105,7 @@ func New(cfg Config) (*Session, error) {
 	c.discovered, c.loads = new(atomic.Pointer[document]), new(atomic.Int32)
 	s.client.Store(c)
 	s.rec = &record{fingerprint: fingerprint}
+	s.derived = newDerivedState(cfg.CacheSize)
 	s.state, s.since = StateUnavailable, stamp(time.Now())
 	s.view.Store(&view{
 		status:  Status{Session: cfg.Name, Key: cfg.Key, State: s.state, Since: s.since},

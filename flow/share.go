@@ -91,7 +91,9 @@ func (s *Session) merge(r *record, live bool) {
 		case mine.loggedIn() && !r.loggedIn():
 			s.observe(Event{Kind: EventLoggedOut, Adopted: true})
 		}
-		s.refresh.reply(nil)
+		if !mine.onlyRotated(r) {
+			s.refresh.reply(nil)
+		}
 		return
 	}
 	if r.generation < mine.generation || !r.access.Equal(mine.access) {
@@ -112,10 +114,15 @@ func (s *Session) merge(r *record, live bool) {
 // lifetimes can be counted by our own clock; instances' clocks differ.
 func (s *Session) adoptRecord(r *record, live bool) {
 	was, now := s.rec, time.Now()
+	if s.loaded && was.onlyRotated(r) {
+		s.adoptRotation(r, live)
+		return
+	}
 	another := s.loaded && !was.loginAt.Equal(r.loginAt)
 	if another {
 		s.epoch++
 		s.letGo()
+		s.dropDerived()
 		s.login.polling = nil
 		if p := was.pending; p != nil && (r.pending == nil || !p.code.Equal(r.pending.code)) {
 			was.endPending() // the new login is there, no need for another
@@ -164,6 +171,23 @@ func (s *Session) adoptRecord(r *record, live bool) {
 	default:
 		r.access = Secret{} // lapsed, and nothing to renew it with
 	}
+}
+
+// onlyRotated reports whether theirs is r after an exchange for another API: the
+// refresh token is a new one, the access token is not.
+func (r *record) onlyRotated(theirs *record) bool {
+	return r.loginAt.Equal(theirs.loginAt) && r.access.Equal(theirs.access) && !r.access.IsZero() &&
+		!r.refresh.IsZero() && !theirs.refresh.IsZero()
+}
+
+// adoptRotation takes over the refresh token, and what does not belong to the
+// grant. The access token is as old as it was, and when to renew it is known.
+func (s *Session) adoptRotation(r *record, live bool) {
+	was, pending := s.rec, r.pending
+	r.obtained, r.expiry, r.refreshAt = was.obtained, was.expiry, was.refreshAt
+	r.pending = was.pending
+	s.rec = r
+	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended}, live)
 }
 
 // lock takes a lock of the store, within wait at most. It returns a function in

@@ -165,14 +165,12 @@ type link struct {
 
 // refreshToken notes the refresh token that a request carries.
 func (l *link) refreshToken(req *http.Request) string {
-	if req.GetBody == nil {
+	if req.Body == nil || req.Header.Get("Content-Type") != "application/x-www-form-urlencoded" {
 		return ""
 	}
-	body, err := req.GetBody()
-	if err != nil {
-		return ""
-	}
-	b, _ := io.ReadAll(body)
+	b, _ := io.ReadAll(req.Body)
+	req.Body.Close()
+	req.Body = io.NopCloser(bytes.NewReader(b)) // there is no GetBody, on purpose
 	form, _ := url.ParseQuery(string(b))
 	token := form.Get("refresh_token")
 	l.mu.Lock()

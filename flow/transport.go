@@ -15,13 +15,13 @@ const maxReplay = 64 << 10
 // used again.
 const maxDiscard = 64 << 10
 
-// Transport is an http.RoundTripper that adds the session's access token at the
+// Transport is an http.RoundTripper that adds the access token of a session at the
 // last moment, to a clone, so that nothing before it can see or strip the token.
 // When the API refuses the token (401), it has it replaced once and repeats the
 // request if its body is still at hand.
 type Transport struct {
-	// Session provides the token.
-	Session *Session
+	// Session provides the token: a [*Session], or what its For has for another API.
+	Session Source
 	// Base does the exchange. Default: http.DefaultTransport.
 	Base http.RoundTripper
 	// Replayed hears about each repeated request, with the status of the second

@@ -35,7 +35,7 @@ func kindOf(t *testing.T, op string, status int, header http.Header, body string
 	case opPoll:
 		_, err = c.poll(t.Context(), NewSecret("the-device-code"), Secret{})
 	case opRefresh:
-		_, err = c.refresh(t.Context(), NewSecret("the-refresh-token"))
+		_, err = c.refresh(t.Context(), NewSecret("the-refresh-token"), Want{})
 	}
 	if err == nil {
 		return 0, true
@@ -162,7 +162,7 @@ func TestTokenResponsesAsServersSendThem(t *testing.T) {
 		"refresh lifetimes": {nil, `{"access_token":"at","refresh_token":"rt","refresh_expires_in":0,"refresh_token_expires_in":5}`, nil, 0, "rt"},
 	} {
 		for _, status := range []int{200, 201} {
-			g, err := canned(status, tc.header, tc.body).refresh(t.Context(), NewSecret("the-old-one"))
+			g, err := canned(status, tc.header, tc.body).refresh(t.Context(), NewSecret("the-old-one"), Want{})
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 				continue
