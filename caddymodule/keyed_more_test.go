@@ -65,7 +65,7 @@ func TestTheTransportTakesTheSessionThatTheHandlerHasChosen(t *testing.T) {
 // Where the handler and the transport go by different keys, the last hop's counts.
 func TestTheKeyOfTheLastHopCounts(t *testing.T) {
 	x := newRig(t, flowtest.Config{})
-	x.load(x.config(t.Name(), named, "a", "route {\n device_flow {\n session acme\n session_key {header.X-Device-Id}\n }\n"+
+	x.load(x.config(t.Name(), named, "a", "route {\n device_flow {\n session acme\n audience https://b.example.com\n session_key {header.X-Device-Id}\n }\n"+
 		"reverse_proxy API {\n transport device_flow acme {\n session_key {query.user}\n }\n }\n}"))
 	device := x.loginDevice("one")
 	p := problemOf(t, x.get("http://a/?user=two", "X-Device-Id", "one"))
