@@ -64,6 +64,12 @@ var installProvider = sync.OnceValues(func() (output string, err error) {
 // as provider/server.mjs has them.
 func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *provider {
 	t.Helper()
+	return startNode(t, "server.mjs", "oidc-provider", "/me", lifetime, settings...)
+}
+
+// startNode starts a program of e2e/provider, with access tokens of that lifetime.
+func startNode(t *testing.T, script, name, me string, lifetime time.Duration, settings ...string) *provider {
+	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
 		missing(t, "this test needs Node.js 20 or later as node in PATH (Debian: apt-get install nodejs npm): %v", err)
@@ -72,11 +78,11 @@ func startProvider(t *testing.T, lifetime time.Duration, settings ...string) *pr
 		missing(t, "this test needs the packages of e2e/provider (npm ci there, with npm in PATH): %v\n%s", err, out)
 	}
 
-	cmd := exec.Command(node, "server.mjs")
+	cmd := exec.Command(node, script)
 	cmd.Dir = "provider"
 	cmd.Env = append(environment(newHome(t), "NODE_ENV=production",
 		"ACCESS_TOKEN_TTL="+strconv.Itoa(int(lifetime/time.Second))), settings...)
-	return runProvider(t, cmd, "oidc-provider", "/me")
+	return runProvider(t, cmd, name, me)
 }
 
 // runProvider starts a program that prints what provider/server.mjs does; me is the path of its userinfo endpoint.

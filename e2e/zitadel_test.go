@@ -42,10 +42,15 @@ func startZitadel(t *testing.T, lifetime time.Duration, settings ...string) *pro
 	return runProvider(t, cmd, "zitadel/oidc", "/userinfo")
 }
 
-// decide is the operator's part at zitadel/main.go.
+// decide is the operator's part at zitadel/main.go and provider/better-auth.mjs.
 func (p *provider) decide(t *testing.T, userCode, decision string) {
 	t.Helper()
-	res, err := client(t).PostForm(p.issuer+"/operator", url.Values{"user_code": {userCode}, "decision": {decision}})
+	at, err := url.Parse(p.issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Path = "/operator"
+	res, err := client(t).PostForm(at.String(), url.Values{"user_code": {userCode}, "decision": {decision}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ type loginState struct {
 	unused   int       // codes in a row that nobody approved
 	next     time.Time // no device request on demand before this
 	err      *StatusError
-	ended    string // as in the record, but of what this instance knows
+	ended    endedCodes // as in the record, but of what this instance knows
 	replies  []chan error
 }
 

@@ -1,6 +1,10 @@
 package flow
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // stepPending does what is due for the code that is out.
 func (s *Session) stepPending(now time.Time) {
@@ -64,13 +68,13 @@ func (s *Session) mergePending(r *record, live bool) {
 	switch {
 	case theirs == nil && mine == nil:
 		s.adoptFailure(r)
-	case theirs == nil && r.ended == mine.digest():
+	case theirs == nil && r.ended.has(mine):
 		s.rec.endPending()
 		s.login.ended = s.rec.ended
 		s.adoptFailure(r)
 	case theirs == nil:
 		s.save.dirty = true // a late writer does not know of it
-	case theirs.digest() == s.login.ended:
+	case s.login.ended.has(theirs):
 		s.rec.ended = s.login.ended
 		s.save.dirty = true // a late writer has brought it back
 	case mine == nil || !mine.code.Equal(theirs.code):
@@ -97,4 +101,25 @@ func (s *Session) mergePending(r *record, live bool) {
 func (s *Session) adoptFailure(r *record) {
 	s.rec.failed, s.rec.held = r.failed, r.held
 	s.login.err, s.login.held = r.failed, r.held
+}
+
+// endedCodes are digests of the codes that ended last, however they did, with
+// spaces between them and the latest at the end. A late writer may bring one back,
+// and who has not looked for a while may still hold one that others have replaced.
+type endedCodes string
+
+// maxEnded is more codes than can end between two looks into the store.
+const maxEnded = 8
+
+func (e endedCodes) has(p *pendingLogin) bool {
+	return slices.Contains(strings.Fields(string(e)), p.digest())
+}
+
+// with adds the code of p.
+func (e endedCodes) with(p *pendingLogin) endedCodes {
+	all := strings.Fields(string(e))
+	if d := p.digest(); !slices.Contains(all, d) {
+		all = append(all, d)
+	}
+	return endedCodes(strings.Join(all[max(0, len(all)-maxEnded):], " "))
 }

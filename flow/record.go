@@ -53,9 +53,7 @@ type record struct {
 	// person may start the next.
 	failed *StatusError
 	held   bool
-	// ended is the digest of the code that ended last, however it did: a late
-	// writer may bring it back.
-	ended string
+	ended  endedCodes
 
 	claim claim
 
@@ -90,7 +88,7 @@ func (p *pendingLogin) digest() string {
 // endPending forgets the code that is out.
 func (r *record) endPending() {
 	if r.pending != nil {
-		r.ended, r.pending = r.pending.digest(), nil
+		r.ended, r.pending = r.ended.with(r.pending), nil
 	}
 }
 
@@ -133,7 +131,7 @@ type storedRecord struct {
 	Pending     *storedLogin `json:"pending,omitempty"`
 	Failed      *StatusError `json:"failed,omitempty"`
 	Held        bool         `json:"held,omitempty"`
-	Ended       string       `json:"ended,omitempty"`
+	Ended       endedCodes   `json:"ended,omitempty"`
 	Claim       *storedClaim `json:"refreshing,omitempty"`
 	Saved       time.Time    `json:"saved_at,omitzero"` // for a person who looks at it
 }

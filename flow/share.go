@@ -218,7 +218,7 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 
 // elsewhere reads the store before a login starts, and returns the record if
 // another instance has logged in meanwhile or has a code out.
-func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended string, wall time.Time) ([]byte, *record) {
+func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.Time, ended endedCodes, wall time.Time) ([]byte, *record) {
 	ctx, cancel := context.WithTimeout(ctx, loginLockWait)
 	defer cancel()
 	b, r, err := c.read(ctx)
@@ -226,7 +226,7 @@ func (c *client) elsewhere(ctx context.Context, generation uint64, loginAt time.
 		return nil, nil
 	}
 	p := r.pending
-	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && p.digest() != ended && p.left > 0 && wall.Before(p.info.ExpiresAt) {
+	if r.generation > generation && r.loggedIn() && !r.loginAt.Equal(loginAt) || p != nil && !ended.has(p) && p.left > 0 && wall.Before(p.info.ExpiresAt) {
 		return b, r
 	}
 	return nil, nil
