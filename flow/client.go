@@ -38,7 +38,7 @@ type client struct {
 	Config
 	fingerprint string // of Config
 	storageKey  string // of the record
-	discovered  *atomic.Pointer[document]
+	kin         *Kin
 	loads       *atomic.Int32 // reads of the store that are under way
 }
 

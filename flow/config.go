@@ -51,6 +51,9 @@ type Config struct {
 	// Key is what tells this session from others of its kind, such as the id of
 	// the device whose login it is. It is shown to people and means nothing else.
 	Key string
+	// Kin is what the session shares with others that differ by Key only. Default:
+	// nothing.
+	Kin *Kin
 
 	// Issuer is the issuer identifier (RFC 8414 §2); it turns discovery on.
 	Issuer    string
@@ -94,6 +97,10 @@ type Config struct {
 	CacheSize int
 
 	Login LoginPolicy
+	// MayLogin is asked before a login starts that nobody has asked for by
+	// [Session.Login]; if it says no, none starts. It must not block, nor wait for
+	// the session. Nil: yes.
+	MayLogin func() bool
 	// RefreshWait bounds how long [Session.Token] waits for a refresh that is
 	// under way when there is no usable token. Default: 5 s.
 	RefreshWait time.Duration

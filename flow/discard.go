@@ -1,6 +1,9 @@
 package flow
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // Discard removes what is stored of a session that nobody ever logged in to and
 // that has no code out, so that callers who come once leave nothing behind. It is
@@ -17,6 +20,12 @@ func (s *Session) Discard(ctx context.Context) error {
 	d, ok := c.Store.(Deleter)
 	if !ok {
 		return nil
+	}
+	if b, err := c.load(ctx); b == nil {
+		if errors.Is(err, ErrNotFound) {
+			err = nil // as after most calls of a stranger
+		}
+		return err
 	}
 	// Whoever asks for a code, here or in another instance, holds this lock until
 	// the code is in the store.
