@@ -159,6 +159,11 @@ func (a *App) claimPage(key pageKey, name string) error {
 // Start makes the sessions run. It asks no server and waits for no storage.
 func (a *App) Start() error {
 	for _, s := range a.sessions {
+		if st, ok := s.cfg.Store.(store); ok {
+			// A process that was killed is often back at once, and what it has left
+			// behind is old enough only later.
+			a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
+		}
 		for _, k := range s.keyed {
 			if err := k.attach(); err != nil {
 				return fmt.Errorf("session %s: %w", s.name, err)
@@ -172,11 +177,6 @@ func (a *App) Start() error {
 			s.held = true
 			s.live.Store(r)
 			close(s.started)
-			if st, ok := s.cfg.Store.(store); ok {
-				// A process that was killed is often back at once, and what it has left
-				// behind is old enough only later.
-				a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
-			}
 		}
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.name, err)

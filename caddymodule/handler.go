@@ -60,6 +60,7 @@ type Handler struct {
 	keyed   *keyed  // nil: one session for all
 	target  *target // nil: the session's own API
 	forKey  string  // of the announcement to a transport
+	varKey  string  // of the choice among keyed sessions
 	guard   *keeper
 	need    *requirement
 }
@@ -81,7 +82,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	h.session, h.forKey = s, targetKey(s.name)
+	h.session, h.forKey, h.varKey = s, targetKey(s.name), keyedVar(s.name)
 	if h.keyed, err = app.keyBy(s, h.KeyedBy); err != nil {
 		return err
 	}
@@ -144,6 +145,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	token, err := h.token(r.Context(), src)
 	if err != nil {
+		if no, after := refusalOf(noTurn(s, err)); no != nil {
+			return h.decline(w, r, no, after)
+		}
 		s.tally.refused(err)
 		return h.refuse(w, r, err)
 	}
@@ -164,6 +168,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 func (h *Handler) running(r *http.Request, vars map[string]any) (*running, error) {
 	if h.keyed != nil {
 		return h.keyed.running(r, vars, false)
+	}
+	if len(h.session.keyed) > 0 {
+		delete(vars, h.varKey) // of a handler before: this one is nearer to the API
 	}
 	return h.session.running(r.Context())
 }

@@ -150,10 +150,17 @@ func (k *keyed) ofRequest(r *http.Request, hop bool) (string, *refusal) {
 }
 
 // id is what stands for a key in names: a safe file name that nobody can find a
-// second key for. Another placeholder is another kind of key.
+// second key for. It begins with what kind of key it is, since another placeholder
+// makes another person's key of the same text.
 func (k *keyed) id(key string) string {
 	sum := sha256.Sum256([]byte(k.setting + "\x00" + key))
-	return hex.EncodeToString(sum[:16])
+	return kindOf(k.setting) + hex.EncodeToString(sum[:12])
+}
+
+// kindOf is how all ids of a session_key begin.
+func kindOf(setting string) string {
+	sum := sha256.Sum256([]byte(setting))
+	return hex.EncodeToString(sum[:4])
 }
 
 // baseName is the name of the session that name was made after; its own, if none.
@@ -162,18 +169,16 @@ func baseName(name string) string {
 	return base
 }
 
-// config describes the session of a key.
-func (k *keyed) config(id, key string) flow.Config {
+// config describes the session of an id.
+func (k *keyed) config(id string) flow.Config {
 	cfg := k.session.cfg
 	cfg.Name += keyMark + id
 	cfg.StorageName += keyMark + id
-	cfg.Key = clean(key, maxText)
-	cfg.Observer = k.session.newObserver()
 	return cfg
 }
 
-// running is the session of a request. It has a token, or a code that is out, or
-// may ask for one; if it may not, the error is a *crowded.
+// running is the session of a request. The error is a refusal that [refusalOf] finds,
+// if the request does not say whose it is or there is no room for another session.
 func (k *keyed) running(r *http.Request, vars map[string]any, hop bool) (*running, error) {
 	g := k.live.Load()
 	if g == nil {
@@ -189,11 +194,6 @@ func (k *keyed) running(r *http.Request, vars map[string]any, hop bool) (*runnin
 	m, err := g.member(r.Context(), k, key)
 	if err != nil {
 		return nil, err
-	}
-	if m.Current() == nil {
-		if err := g.prepare(r.Context(), m); err != nil {
-			return nil, err
-		}
 	}
 	if vars != nil {
 		vars[k.varKey] = m
@@ -236,6 +236,17 @@ func (k *keyed) notReady() error {
 type crowded struct {
 	refusal
 	after time.Duration
+}
+
+// noTurn is err, the reason why there is no token, unless it is that too many other
+// sessions wait for a person already.
+func noTurn(s *running, err error) error {
+	m := s.member.Load()
+	var notReady *flow.NotReadyError
+	if m != nil && m.noTurn.Load() && errors.As(err, &notReady) && notReady.Status.State == flow.StateLoginRequired {
+		return tooManyLogins()
+	}
+	return err
 }
 
 func tooManyLogins() error {

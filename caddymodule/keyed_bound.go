@@ -34,34 +34,12 @@ func (g *group) limit() int {
 // are logged in.
 func (g *group) mostPending() int { return max(1, min(mostPending, g.limit()/2)) }
 
-// prepare sees to it that a session without a token may ask for a login, or need
-// not.
-func (g *group) prepare(ctx context.Context, m *member) error {
-	if g.reserve(m) {
-		return nil
-	}
-	// It may still have its login in the storage, or a code out.
-	timer := time.NewTimer(lookTimeout)
-	defer timer.Stop()
-	for {
-		st, changed := m.Watch()
-		switch {
-		case st.Token != nil || st.Login != nil:
-			return nil
-		case st.State != flow.StateUnavailable:
-			if g.reserve(m) {
-				return nil
-			}
-			return tooManyLogins()
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return &flow.NotReadyError{Status: st, RetryAfter: st.RetryAfter(time.Now())}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+// mayLogin gives a session a slot when it is about to ask for a login. The session's
+// own goroutine asks, so nobody may wait for that with the group's lock in hand.
+func (m *member) mayLogin() bool {
+	ok := m.group.reserve(m)
+	m.noTurn.Store(!ok)
+	return ok
 }
 
 // reserve gives a session the right to ask for a login, unless too many have it.
@@ -71,12 +49,13 @@ func (g *group) reserve(m *member) bool {
 	if m.gone != nil {
 		return false
 	}
-	if _, has := g.slots[m]; !has && !g.freeSlot() {
+	if _, has := g.slots[m]; has {
+		return true
+	}
+	if !g.freeSlot() {
 		return false
 	}
-	if _, has := g.slots[m]; !has {
-		g.slots[m] = time.Now()
-	}
+	g.slots[m] = time.Now()
 	return true
 }
 
@@ -94,7 +73,9 @@ func (g *group) freeSlot() bool {
 			delete(g.slots, m)
 		} else if st.Login == nil && now.Sub(since) > slotTime {
 			delete(g.slots, m)
-			g.junk = append(g.junk, m)
+			if !m.junk {
+				m.junk, g.junk = true, append(g.junk, m)
+			}
 		}
 	}
 	return len(g.slots) < most
@@ -112,7 +93,7 @@ func (g *group) makeRoom(left, atOnce int) {
 func (g *group) evict() bool {
 	for len(g.junk) > 0 {
 		m := g.junk[0]
-		g.junk = g.junk[1:]
+		m.junk, g.junk = false, g.junk[1:]
 		if _, asks := g.slots[m]; !asks && m.at >= 0 && m.Status().State == flow.StateLoginRequired {
 			g.end(m)
 			return true
@@ -127,8 +108,7 @@ func (g *group) evict() bool {
 		}
 		switch st := m.Status(); {
 		case st.Login != nil: // somebody has the code in hand
-		case st.Error != nil && (st.Error.Code == flow.CodeStorageFailed || st.Error.Code == flow.CodeStorageSealed):
-			// The login may live in memory only.
+		case m.Unsaved(): // the login may live in memory only
 		case st.State == flow.StateAuthorized || st.State == flow.StateLoginRequired:
 			g.end(m)
 			return true

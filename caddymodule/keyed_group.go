@@ -33,6 +33,7 @@ type groupKey struct{ name, fingerprint, sessionKey string }
 type group struct {
 	byKey sync.Map // string → *member: reading takes no lock
 
+	kin     flow.Kin
 	mu      sync.Mutex
 	configs []*keyed              // the last one is in force
 	members map[string]*member    // by id, those on their way out included
@@ -50,10 +51,25 @@ type member struct {
 	*running
 	group *group
 	id    string
-	key   string        // empty until somebody calls, if the page has asked for it by name
-	used  atomic.Bool   // since the hand came by
-	at    int           // in the ring, -1: no longer
-	gone  chan struct{} // not nil: on its way out; closed when it is
+	used  atomic.Bool // since the hand came by
+	// noTurn: when it was about to ask for a login, too many others did.
+	noTurn atomic.Bool
+
+	// Those below are the group's.
+	key  string        // empty until somebody calls, if the page has asked for it by name
+	at   int           // in the ring, -1: no longer
+	junk bool          // in the junk
+	gone chan struct{} // not nil: on its way out; closed when it is
+}
+
+// config describes the session for one of the configurations. g.mu is held.
+func (m *member) config(k *keyed) flow.Config {
+	cfg := k.config(m.id)
+	cfg.Key = clean(m.key, maxText)
+	cfg.Kin = &m.group.kin
+	cfg.MayLogin = m.mayLogin
+	cfg.Observer = k.session.newObserver()
+	return cfg
 }
 
 // Destruct is for the pool; what there is to end, detach ends.
@@ -76,7 +92,7 @@ func (k *keyed) attach() error {
 	defer g.mu.Unlock()
 	g.configs = append(g.configs, k)
 	for _, m := range g.ring {
-		if _, e := start(k.app, k.config(m.id, m.key)); e != nil {
+		if _, e := start(k.app, m.config(k)); e != nil {
 			err = errors.Join(err, e)
 		}
 	}
@@ -153,7 +169,7 @@ func (g *group) bring(ctx context.Context, id, key string, known bool) (*member,
 	for {
 		m, gone, err := g.admit(id, key, known)
 		if m == nil && gone == nil && err == nil { // there is no slot left: only for those who need none
-			if known, err = g.stored(ctx, id, key); err == nil && !known {
+			if known, err = g.stored(ctx, id); err == nil && !known {
 				err = tooManyLogins()
 			}
 		}
@@ -219,15 +235,12 @@ func (g *group) admit(id, key string, known bool) (m *member, gone <-chan struct
 // begin makes the session of a key run. g.mu is held.
 func (g *group) begin(id, key string) (*member, error) {
 	m := &member{group: g, id: id, key: key, at: len(g.ring)}
-	for i, k := range g.configs {
-		r, err := start(k.app, k.config(id, key))
+	for _, k := range g.configs {
+		r, err := start(k.app, m.config(k))
 		if err != nil {
 			k.app.logger.Error("a session cannot be made", zap.String("session", k.session.name), zap.Error(err))
 		}
-		if r == nil {
-			if i > 0 {
-				_ = m.giveBack(g.configs[:i], false)
-			}
+		if r == nil { // so says the first one, or none
 			return nil, k.notReady()
 		}
 		m.running = r
@@ -245,8 +258,8 @@ func (g *group) begin(id, key string) (*member, error) {
 	return m, nil
 }
 
-// stored reports whether the storage has anything about a key.
-func (g *group) stored(ctx context.Context, id, key string) (bool, error) {
+// stored reports whether the storage has anything about the key of an id.
+func (g *group) stored(ctx context.Context, id string) (bool, error) {
 	g.mu.Lock()
 	n := len(g.configs)
 	if n == 0 {
@@ -266,7 +279,7 @@ func (g *group) stored(ctx context.Context, id, key string) (bool, error) {
 	done := make(chan result, 1)
 	go func() { // a storage may not care for ctx
 		defer func() { <-g.looks }()
-		cfg := k.config(id, key)
+		cfg := k.config(id)
 		_, err := cfg.Store.Load(ctx, cfg.StorageKey())
 		done <- result{err}
 	}()

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"regexp"
 	"strings"
@@ -9,8 +10,50 @@ import (
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
-// keyedID is what id makes.
-var keyedID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+// idRE is what [keyed.id] makes.
+var idRE = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// isID reports whether an id can be that of a key of this session_key.
+func isID(id, setting string) bool {
+	return idRE.MatchString(id) && strings.HasPrefix(id, kindOf(setting))
+}
+
+// byID is the session of an id that the storage has something about, else nil.
+func (g *group) byID(ctx context.Context, id string) (*running, error) {
+	if known, err := g.stored(ctx, id); err != nil || !known {
+		return nil, err
+	}
+	m, err := g.bring(ctx, id, "", true)
+	if err != nil {
+		return nil, err
+	}
+	return m.running, nil
+}
+
+// sessionNamed is the running session of a name, or nil. That of a key comes back
+// from the storage.
+func sessionNamed(ctx context.Context, name string) (*running, error) {
+	if r := runningSession(name); r != nil {
+		return r, nil
+	}
+	of := make(map[*group]string)
+	groups.Range(func(key, v any) bool {
+		k := key.(groupKey)
+		if id, ours := strings.CutPrefix(name, k.name+keyMark); ours && isID(id, k.sessionKey) {
+			of[v.(*group)] = id
+		}
+		return true
+	})
+	var errs error
+	for g, id := range of { // two during a reload, at most
+		r, err := g.byID(ctx, id)
+		if r != nil {
+			return r, nil
+		}
+		errs = errors.Join(errs, err)
+	}
+	return nil, errs
+}
 
 // page shows the sessions of all keys, and each by its name. One that is not in
 // memory comes back from the storage, but a name alone makes none.
@@ -29,25 +72,21 @@ func (k *keyed) page(path string) *page {
 		}
 		name := r.URL.Query().Get(sessionQuery)
 		id, ours := strings.CutPrefix(name, k.session.name+keyMark)
-		if !ours || !keyedID.MatchString(id) {
+		if !ours || !isID(id, k.setting) {
 			return nil, err
 		}
 		g, err := k.await(r.Context())
 		if err != nil {
 			return nil, err
 		}
-		known, err := g.stored(r.Context(), id, "")
-		if err == nil && !known {
-			err = unknownSession{name}
-		}
+		s, err := g.byID(r.Context(), id)
 		if err != nil {
 			return nil, err
 		}
-		m, err := g.bring(r.Context(), id, "", true)
-		if err != nil {
-			return nil, err
+		if s == nil {
+			return nil, unknownSession{name}
 		}
-		return m.running, nil
+		return s, nil
 	}
 	return p
 }
@@ -85,13 +124,6 @@ func (g *group) tellEvents() {
 		m.running.mu.Lock()
 		m.readdress()
 		m.running.mu.Unlock()
-	}
-}
-
-// Demand is that of the session, unless too many wait for a person already.
-func (r *running) Demand() {
-	if m := r.member.Load(); m == nil || m.group.reserve(m) {
-		r.Session.Demand()
 	}
 }
 

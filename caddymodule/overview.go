@@ -202,6 +202,10 @@ func (o *overview) plain() string {
 	return b.String()
 }
 
+// mostWatched is how many sessions a stream of all tells about: a select takes 65536
+// channels.
+const mostWatched = 60000
+
 // allEvents streams the status of each session, and again at each change the one
 // that has changed. When one comes or goes the stream ends: the viewer is back at
 // once, and hears of all.
@@ -223,7 +227,7 @@ func (p *page) allEvents(w http.ResponseWriter, r *http.Request) {
 		st, changed := all[i].Watch()
 		return reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(changed)}, out.status(st)
 	}
-	for i := range all {
+	for i := range min(len(all), mostWatched) {
 		c, err := tell(i)
 		if err != nil {
 			return

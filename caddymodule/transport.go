@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -135,13 +136,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.HTTPTransport.RoundTrip(req)
 	}
 	if no := t.guard.admitHop(req, vars); no != nil {
-		if req.Body != nil {
-			_ = req.Body.Close() // as every RoundTripper must
-		}
-		t.guard.note(req, no)
-		w := &bufferedResponse{header: make(http.Header)}
-		no.write(w, req)
-		return w.response(req), nil
+		return t.turnAway(req, no, 0)
 	}
 	// A handler before the proxy may have put the token here, too, and the proxy logs
 	// what it finds here afterwards. The map belongs to this attempt alone, since
@@ -149,7 +144,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	delete(req.Header, "Authorization")
 	s, err := t.running(req, vars)
 	if err != nil {
-		return t.noSession(req, err)
+		if no, after := refusalOf(err); no != nil {
+			return t.turnAway(req, no, after)
+		}
+		newTally(t.session.name).refused(err)
+		return noAnswer(req, err)
 	}
 	s.tally.claim(vars)
 	src, no := t.target.source(s.Session, req)
@@ -157,13 +156,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		src = announced
 	}
 	if no != nil {
-		if req.Body != nil {
-			_ = req.Body.Close() // as every RoundTripper must
-		}
-		t.guard.note(req, no)
-		w := &bufferedResponse{header: make(http.Header)}
-		no.write(w, req)
-		return w.response(req), nil
+		return t.turnAway(req, no, 0)
 	}
 	if err := t.direct(req); err != nil {
 		if req.Body != nil {
@@ -175,6 +168,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ft := flow.Transport{Session: src, Base: t.HTTPTransport, Replayed: s.tally.replayed}
 	resp, err := ft.RoundTrip(req)
 	if err != nil {
+		if no, after := refusalOf(noTurn(s, err)); no != nil {
+			return t.turnAway(req, no, after)
+		}
 		s.tally.unanswered(req.Context(), err)
 		return noAnswer(req, err)
 	}
@@ -198,22 +194,19 @@ func (t *Transport) running(req *http.Request, vars map[string]any) (*running, e
 	return t.session.running(req.Context())
 }
 
-// noSession answers a request whose session cannot be told, or not be had now.
-func (t *Transport) noSession(req *http.Request, err error) (*http.Response, error) {
-	if no, after := refusalOf(err); no != nil {
-		if req.Body != nil {
-			_ = req.Body.Close() // as every RoundTripper must
-		}
-		t.guard.note(req, no)
-		w := &bufferedResponse{header: make(http.Header)}
-		if after > 0 {
-			setRetryAfter(w.header, after)
-		}
-		no.write(w, req)
-		return w.response(req), nil
+// turnAway is the answer to a request that goes no further. after is when it makes
+// sense to try again, if ever.
+func (t *Transport) turnAway(req *http.Request, no *refusal, after time.Duration) (*http.Response, error) {
+	if req.Body != nil {
+		_ = req.Body.Close() // as every RoundTripper must
 	}
-	newTally(t.session.name).refused(err)
-	return noAnswer(req, err)
+	t.guard.note(req, no)
+	w := &bufferedResponse{header: make(http.Header)}
+	if after > 0 {
+		setRetryAfter(w.header, after)
+	}
+	no.write(w, req)
+	return w.response(req), nil
 }
 
 // noAnswer is an error, or the 503 in its place if it is for want of a token.
