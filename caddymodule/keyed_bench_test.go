@@ -15,47 +15,87 @@ import (
 	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
 )
 
-// What finding the session of a request costs, with one key or with many, against a
-// session without one.
-func BenchmarkKeyed(b *testing.B) {
+// warm is a handler and so many requests, each of another device, which has its token;
+// or it is the handler of one session for all.
+func warm(tb testing.TB, as *flowtest.Server, n int, byKey bool) (*Handler, []*http.Request) {
+	k := newKeyed(as, 1000)
+	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint(), time.Now()}
+	if err := k.attach(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := k.detach(); err != nil {
+			tb.Error(err)
+		}
+	})
+	h := &Handler{session: k.session, guard: kept(tb, Guard{}), varKey: k.varKey, forKey: targetKey(k.session.name), Authenticate: true}
+	if byKey {
+		h.keyed = k
+	} else {
+		k.session.live.Store(call(tb, k, "none").running)
+	}
+	var requests []*http.Request
+	for i := range n {
+		r := plainCall()
+		r.Header["X-Device-Id"] = []string{fmt.Sprint("device-", i)}
+		requests = append(requests, r)
+		if byKey {
+			call(tb, k, fmt.Sprint("device-", i))
+		}
+	}
+	return h, requests
+}
+
+// discard is a response that nobody reads.
+type discard http.Header
+
+func (d discard) Header() http.Header       { return http.Header(d) }
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+func (discard) WriteHeader(int)             {}
+
+// What a request costs that finds its token in memory, with session_key and without:
+// the same one each time, and a thousand in turn, which do not fit into the caches.
+func BenchmarkKeyedRequest(b *testing.B) {
 	as := flowtest.New(flowtest.Config{})
 	defer as.Close()
-	for _, keys := range []int{0, 1, 1000} {
-		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
-			k := newKeyed(as, 1000)
-			k.session.cfg.Store = everybody{k.session.cfg.Fingerprint()}
-			if err := k.attach(); err != nil {
-				b.Fatal(err)
-			}
-			defer func() { _ = k.detach() }()
-			h := &Handler{session: k.session}
-			if keys > 0 {
-				h.keyed = k
-			} else {
-				k.session.live.Store(call(b, k, "none").running)
-			}
-			var requests []*http.Request
-			for i := range max(keys, 1) {
-				r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, "/", nil)
-				r.Header["X-Device-Id"] = []string{fmt.Sprint("device-", i)}
-				requests = append(requests, r)
-				if keys > 0 {
-					call(b, k, fmt.Sprint("device-", i))
-				}
-			}
+	for _, c := range []struct {
+		n     int
+		byKey bool
+	}{{1, false}, {1, true}, {1000, false}, {1000, true}} {
+		b.Run(fmt.Sprintf("requests=%d/byKey=%t", c.n, c.byKey), func(b *testing.B) {
+			h, requests := warm(b, as, c.n, c.byKey)
+			upstream := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+			w := make(discard)
 			b.ReportAllocs()
-			b.ResetTimer()
-			b.RunParallel(func(pb *testing.PB) {
-				vars := map[string]any{caddyhttp.ClientIPVarKey: ""}
-				for i := 0; pb.Next(); i++ {
-					s, err := h.running(requests[i%len(requests)], vars)
-					if err != nil || s.Current() == nil {
-						b.Error(err)
-						return
-					}
+			for i := 0; b.Loop(); i++ {
+				if err := h.ServeHTTP(w, requests[i%len(requests)], upstream); err != nil {
+					b.Fatal(err)
 				}
-			})
+			}
 		})
+	}
+}
+
+func TestAKeyCostsNoAllocation(t *testing.T) {
+	as := flowtest.New(flowtest.Config{})
+	defer as.Close()
+	allocations := func(byKey bool) float64 {
+		h, requests := warm(t, as, 100, byKey)
+		var got string
+		upstream := caddyhttp.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) error { got = r.Header["Authorization"][0]; return nil })
+		w, i := make(discard), 0
+		return testing.AllocsPerRun(1000, func() {
+			r := requests[i%len(requests)]
+			if err := h.ServeHTTP(w, r, upstream); err != nil || got == "" {
+				t.Error(err)
+			}
+			i++
+		})
+	}
+	without, with := allocations(false), allocations(true)
+	t.Logf("%v allocations without a key, %v with one", without, with)
+	if with > without {
+		t.Errorf("a key costs %v allocations", with-without)
 	}
 }
 
@@ -66,7 +106,7 @@ func TestMemoryDoesNotGrowWithTheNumberOfKeys(t *testing.T) {
 	as := flowtest.New(flowtest.Config{})
 	defer as.Close()
 	k := newKeyed(as, most)
-	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint()}
+	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint(), time.Now()}
 	if err := k.attach(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +159,7 @@ func TestAHundredThousandUnknownKeys(t *testing.T) {
 	defer as.Close()
 	k := newKeyed(as, most)
 	store := k.session.cfg.Store
-	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint()}
+	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint(), time.Now()}
 	if err := k.attach(); err != nil {
 		t.Fatal(err)
 	}
@@ -164,13 +204,15 @@ func TestAHundredThousandUnknownKeys(t *testing.T) {
 const shutdownBound = 5 * time.Second
 
 // everybody is a storage in which each device is logged in.
-type everybody struct{ fingerprint string }
+type everybody struct {
+	fingerprint string
+	since       time.Time
+}
 
 func (e everybody) Load(_ context.Context, key string) ([]byte, error) {
-	now := time.Now()
 	return json.Marshal(map[string]any{
 		"version": 1, "fingerprint": e.fingerprint, "generation": 1, "access_token": "a." + key, "refresh_token": "r." + key,
-		"obtained_at": now, "expires_at": now.Add(time.Hour), "refresh_at": now.Add(time.Hour), "login_at": now,
+		"obtained_at": e.since, "expires_at": e.since.Add(time.Hour), "refresh_at": e.since.Add(time.Hour), "login_at": e.since,
 	})
 }
 

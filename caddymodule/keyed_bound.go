@@ -46,37 +46,39 @@ func (m *member) mayLogin() bool {
 func (g *group) reserve(m *member) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if m.gone != nil {
-		return false
-	}
-	if _, has := g.slots[m]; has {
-		return true
-	}
-	if !g.freeSlot() {
+	if m.gone != nil || !g.hasSlot(m) && !g.freeSlot() {
 		return false
 	}
 	g.slots[m] = time.Now()
 	return true
 }
 
-// freeSlot reports whether there is a slot left. It takes back those of sessions
-// that are logged in, or whose login has come to nothing a while ago. g.mu is held.
+// hasSlot reports whether a session has a slot. One that is logged in, or whose login
+// has come to nothing a while ago, loses it. g.mu is held.
+func (g *group) hasSlot(m *member) bool {
+	since, has := g.slots[m]
+	if !has {
+		return false
+	}
+	st := m.Status()
+	if st.Token == nil && (st.Login != nil || time.Since(since) <= slotTime) {
+		return true
+	}
+	delete(g.slots, m)
+	if st.Token == nil && !m.junk {
+		m.junk, g.junk = true, append(g.junk, m)
+	}
+	return false
+}
+
+// freeSlot reports whether there is a slot left. g.mu is held.
 func (g *group) freeSlot() bool {
 	most := g.mostPending()
 	if len(g.slots) < most {
 		return true
 	}
-	now := time.Now()
-	for m, since := range g.slots {
-		st := m.Status()
-		if st.Token != nil {
-			delete(g.slots, m)
-		} else if st.Login == nil && now.Sub(since) > slotTime {
-			delete(g.slots, m)
-			if !m.junk {
-				m.junk, g.junk = true, append(g.junk, m)
-			}
-		}
+	for m := range g.slots {
+		g.hasSlot(m)
 	}
 	return len(g.slots) < most
 }
@@ -94,7 +96,7 @@ func (g *group) evict() bool {
 	for len(g.junk) > 0 {
 		m := g.junk[0]
 		m.junk, g.junk = false, g.junk[1:]
-		if _, asks := g.slots[m]; !asks && m.at >= 0 && m.Status().State == flow.StateLoginRequired {
+		if m.at >= 0 && !g.hasSlot(m) && m.Status().State == flow.StateLoginRequired {
 			g.end(m)
 			return true
 		}
@@ -103,7 +105,7 @@ func (g *group) evict() bool {
 	for range 2 * len(g.ring) {
 		g.hand = (g.hand + 1) % len(g.ring)
 		m := g.ring[g.hand]
-		if _, asks := g.slots[m]; asks && m.Current() == nil || m.used.Swap(false) {
+		if g.hasSlot(m) || m.used.Swap(false) {
 			continue
 		}
 		switch st := m.Status(); {
