@@ -149,7 +149,7 @@ func TestEvictedSessionsComeBackFromTheStorage(t *testing.T) {
 	if x.records() != 12 {
 		t.Errorf("%d records, want 12", x.records())
 	}
-	asked := x.as.Count(flowtest.Device)
+	asked, lines := x.as.Count(flowtest.Device), len(logged(t.Name(), `"level":"info"`, `"authorized`))
 	for range 2 {
 		for i, s := range sessions {
 			if a := x.device(fmt.Sprint("device", i)); a.status != http.StatusOK {
@@ -162,6 +162,9 @@ func TestEvictedSessionsComeBackFromTheStorage(t *testing.T) {
 	}
 	if n := x.as.Count(flowtest.Device); n != asked {
 		t.Errorf("%d more codes were asked for", n-asked)
+	}
+	if n := len(logged(t.Name(), `"level":"info"`, `"authorized`)); n > lines {
+		t.Errorf("%d lines of the log are about sessions that came back", n-lines)
 	}
 	receive(t, sessions[0].ended, "the first session to end")
 }
