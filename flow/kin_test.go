@@ -111,3 +111,33 @@ func TestALoginStartsOnDemandOnlyIfItMay(t *testing.T) {
 		}
 	})
 }
+
+// A person has a code in hand: however many sessions there are, the instance that
+// does not poll hears soon of what has become of it.
+func TestOneOfManySessionsWaitsForACodeAsCloselyAsASingleOne(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		w.kindred(new(flow.Kin), 0)
+		here, _ := w.run()
+		kin := new(flow.Kin)
+		w.kindred(kin, 0)
+		there, _ := w.run()
+		for i := 1; i <= 1000; i++ {
+			w.kindred(kin, i)
+			w.run()
+		}
+		st, err := here.Login(w.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = there.Token(w.Context())
+		w.wantState(there, flow.StatePending)
+		w.sleep(30 * time.Second)
+		if err := w.as.Approve(st.Login.UserCode); err != nil {
+			t.Fatal(err)
+		}
+		w.sleep(5*time.Second + flow.LookEvery + 100*time.Millisecond)
+		w.wantState(here, flow.StateAuthorized)
+		w.wantState(there, flow.StateAuthorized)
+		w.wantCount(flowtest.Device, 1)
+	})
+}
