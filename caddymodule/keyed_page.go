@@ -64,6 +64,7 @@ func (k *keyed) page(path string) *page {
 		}
 		return nil
 	})
+	p.byKey = true
 	inMemory := p.find
 	p.find = func(r *http.Request) (watcher, error) {
 		w, err := inMemory(r)

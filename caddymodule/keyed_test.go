@@ -286,6 +286,15 @@ func TestReloadsKeepThePendingCodesOfAllKeys(t *testing.T) {
 func TestTheStatusPageShowsTheSessionsOfAllKeys(t *testing.T) {
 	x := newRig(t, flowtest.Config{})
 	x.load(x.config(t.Name(), "", "a", keyedProxy))
+	health := func(want int) {
+		t.Helper()
+		if a := x.get("http://a/.device-flow/healthz"); a.status != want {
+			t.Errorf("healthz: %d %s, want %d", a.status, a.body, want)
+		}
+	}
+	health(http.StatusOK) // nobody has called yet
+	x.device("living-room")
+	health(http.StatusServiceUnavailable)
 	x.loginDevice("living-room")
 	p := problemOf(t, x.device("kitchen <b>"))
 	name := x.ofKey("kitchen <b>").Status().Session
@@ -305,5 +314,9 @@ func TestTheStatusPageShowsTheSessionsOfAllKeys(t *testing.T) {
 	}
 	if s := runningSession(name); s == nil {
 		t.Error("the commands do not find it")
+	}
+	health(http.StatusOK) // one of two is served
+	if a := x.get("http://a/.device-flow/healthz?session=" + name); a.status != http.StatusServiceUnavailable {
+		t.Errorf("healthz of one: %d %s", a.status, a.body)
 	}
 }

@@ -93,8 +93,14 @@ func (p *page) overview(w http.ResponseWriter, r *http.Request, route string) {
 	}
 }
 
-// allHealth is well if each session is; it names those that are not.
+// allHealth is well if each session is; it names those that are not. Where each device
+// has a session of its own, one that serves is enough, and there may be none yet: a
+// device that nobody has logged in to must not have the others' proxy restarted.
 func (p *page) allHealth(w http.ResponseWriter, r *http.Request, all []flow.Status) {
+	if p.byKey && (len(all) == 0 || slices.ContainsFunc(all, serves)) {
+		reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(flow.StateAuthorized+"\n"))
+		return
+	}
 	var ill []string
 	for _, st := range all {
 		if !serves(st) {

@@ -58,6 +58,7 @@ type page struct {
 	path    string // without a slash at the end
 	find    func(*http.Request) (watcher, error)
 	all     func() []watcher // of an overview; nil for the page of one session
+	byKey   bool             // it is that of a session_key
 	key     []byte           // of the form tokens
 	streams atomic.Int64
 	done    chan struct{}
