@@ -26,8 +26,7 @@ func adminCall(ctx context.Context, method, path string) (int, http.Header, stri
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := route.Handler.ServeHTTP(w, r); err != nil {
 				status := http.StatusInternalServerError
-				var api caddy.APIError
-				if errors.As(err, &api) {
+				if api, ok := errors.AsType[caddy.APIError](err); ok {
 					status = api.HTTPStatus
 				}
 				w.WriteHeader(status)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -293,8 +294,8 @@ func sessionOf(ctx caddy.Context, name string, c *Client) (*App, *session, error
 // server.
 func siteOf(ctx caddy.Context) any {
 	modules := ctx.Modules()
-	for i := len(modules) - 1; i >= 0; i-- {
-		if s, ok := modules[i].(*caddyhttp.Subroute); ok {
+	for _, module := range slices.Backward(modules) {
+		if s, ok := module.(*caddyhttp.Subroute); ok {
 			return s
 		}
 	}

@@ -165,7 +165,7 @@ func waitUntilUsable(ctx context.Context, out *terminal, timeout time.Duration, 
 	)
 	for {
 		st, err := look(ctx)
-		line, note := "", ""
+		var line, note string
 		switch {
 		case err != nil && ctx.Err() != nil:
 			out.wipe()

@@ -305,7 +305,7 @@ func TestHelpFitsATerminal(t *testing.T) {
 	root := proxyCommand()
 	buildCommand(root) // any command will do
 	for _, cmd := range append(root.Commands(), root) {
-		for _, line := range strings.Split(cmd.Long+"\n"+cmd.Example+"\n"+deviceFlowHelp, "\n") {
+		for line := range strings.SplitSeq(cmd.Long+"\n"+cmd.Example+"\n"+deviceFlowHelp, "\n") {
 			if len([]rune(line)) > 82 {
 				t.Errorf("%s: %q is wider than 82 columns", cmd.Name(), line)
 			}

@@ -113,12 +113,16 @@ func (g *keeper) admit(r *http.Request) *refusal {
 	}
 	// Before Host, which is the target's in a CONNECT.
 	if !knownMethod(r.Method) {
-		return &refusal{http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed",
-			"This proxy passes on " + allowedMethods + "."}
+		return &refusal{
+			http.StatusMethodNotAllowed, "method-not-allowed", "Method not allowed",
+			"This proxy passes on " + allowedMethods + ".",
+		}
 	}
 	if r.URL.User != nil { // RFC 9110 §4.2.4
-		return &refusal{http.StatusBadRequest, "userinfo", "Bad request target",
-			"The address of the request holds a user name. Leave it out."}
+		return &refusal{
+			http.StatusBadRequest, "userinfo", "Bad request target",
+			"The address of the request holds a user name. Leave it out.",
+		}
 	}
 	if no := g.checkHost(r); no != nil {
 		return no

@@ -22,7 +22,7 @@ func (g *keeper) addClient(s string) error {
 	}
 	if p.Addr().Is4In6() { // callers are compared as IPv4
 		if p.Bits() < 96 {
-			return errors.New("write the IPv4 range without ::ffff:")
+			return errors.New("write the IPv4 range without ::ffff:") //nolint:staticcheck // the colon is part of the notation
 		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}

@@ -41,8 +41,10 @@ func checkUpgrade(r *http.Request) *refusal {
 // ownToken refuses a caller's token in a place where the API might look (RFC 6750
 // §2.2, §2.3): it would get two credentials, and not know whose call it is.
 func ownToken(where string) *refusal {
-	return &refusal{http.StatusBadRequest, "access-token-in-" + where, "The call brings a token of its own",
-		"The " + where + " of the request holds an access_token. Leave it out: this proxy adds the token itself."}
+	return &refusal{
+		http.StatusBadRequest, "access-token-in-" + where, "The call brings a token of its own",
+		"The " + where + " of the request holds an access_token. Leave it out: this proxy adds the token itself.",
+	}
 }
 
 const accessToken = "access_token"

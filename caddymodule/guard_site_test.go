@@ -29,26 +29,56 @@ func TestNamesThatTheSiteItselfNamesAreAllowed(t *testing.T) {
 		name, caddyfile  string
 		allowed, refused []string
 	}{
-		{"an address", "http://proxy.example.com, http://Second.example.com {\n BIND\n " + gate + "\n}",
-			[]string{"proxy.example.com", "second.example.com"}, nil}, // another Host does not get to us
-		{"a wildcard", "http://*.lab.example {\n BIND\n " + gate + "\n}",
-			[]string{"a.lab.example"}, nil},
-		{"a matcher of the directive", "http:// {\n BIND\n @mine host mine.example.com\n device_flow @mine {\n session s\n}\nrespond @mine served\n}",
-			[]string{"mine.example.com"}, nil},
-		{"a handle", "http:// {\n BIND\n @a host a.example.com\n handle @a {\n route {\n " + gate + "\n }\n }\n handle {\n device_flow {\n session s\n status_path /login\n}\nrespond served\n}\n}",
-			[]string{"a.example.com"}, []string{"b.example.com"}},
-		{"a named route", "&(shared) {\n " + gate + "\n}\nhttp://named.example.com {\n BIND\n invoke shared\n}",
-			[]string{"named.example.com"}, nil},
-		{"a variable", "http:// {\n BIND\n @e host {env.DEVICE_FLOW_TEST_HOST}\n route @e {\n " + gate + "\n}\n}",
-			[]string{"env.example.com"}, nil},
-		{"a choice", "http:// {\n BIND\n @c expression `host(\"a.example.com\") || path(\"/*\")`\n route @c {\n " + gate + "\n}\n}",
-			nil, []string{"a.example.com", "evil.example"}},
-		{"everything", "http:// {\n BIND\n @all host *.* {http.request.host}\n route @all {\n " + gate + "\n}\n}",
-			nil, []string{"evil.example"}},
-		{"a denial", "http:// {\n BIND\n @not not host good.example.com\n route @not {\n " + gate + "\n}\n}",
-			nil, []string{"evil.example"}},
-		{"a setting", "http:// {\n BIND\n device_flow {\n session s\n allow_host {env.DEVICE_FLOW_TEST_HOST} *.lan.example\n}\nrespond served\n}",
-			[]string{"env.example.com", "printer.lan.example"}, []string{"lan.example", "evil.example"}},
+		{
+			"an address", "http://proxy.example.com, http://Second.example.com {\n BIND\n " + gate + "\n}",
+			[]string{"proxy.example.com", "second.example.com"},
+			nil,
+		}, // another Host does not get to us
+		{
+			"a wildcard", "http://*.lab.example {\n BIND\n " + gate + "\n}",
+			[]string{"a.lab.example"},
+			nil,
+		},
+		{
+			"a matcher of the directive", "http:// {\n BIND\n @mine host mine.example.com\n device_flow @mine {\n session s\n}\nrespond @mine served\n}",
+			[]string{"mine.example.com"},
+			nil,
+		},
+		{
+			"a handle", "http:// {\n BIND\n @a host a.example.com\n handle @a {\n route {\n " + gate + "\n }\n }\n handle {\n device_flow {\n session s\n status_path /login\n}\nrespond served\n}\n}",
+			[]string{"a.example.com"},
+			[]string{"b.example.com"},
+		},
+		{
+			"a named route", "&(shared) {\n " + gate + "\n}\nhttp://named.example.com {\n BIND\n invoke shared\n}",
+			[]string{"named.example.com"},
+			nil,
+		},
+		{
+			"a variable", "http:// {\n BIND\n @e host {env.DEVICE_FLOW_TEST_HOST}\n route @e {\n " + gate + "\n}\n}",
+			[]string{"env.example.com"},
+			nil,
+		},
+		{
+			"a choice", "http:// {\n BIND\n @c expression `host(\"a.example.com\") || path(\"/*\")`\n route @c {\n " + gate + "\n}\n}",
+			nil,
+			[]string{"a.example.com", "evil.example"},
+		},
+		{
+			"everything", "http:// {\n BIND\n @all host *.* {http.request.host}\n route @all {\n " + gate + "\n}\n}",
+			nil,
+			[]string{"evil.example"},
+		},
+		{
+			"a denial", "http:// {\n BIND\n @not not host good.example.com\n route @not {\n " + gate + "\n}\n}",
+			nil,
+			[]string{"evil.example"},
+		},
+		{
+			"a setting", "http:// {\n BIND\n device_flow {\n session s\n allow_host {env.DEVICE_FLOW_TEST_HOST} *.lan.example\n}\nrespond served\n}",
+			[]string{"env.example.com", "printer.lan.example"},
+			[]string{"lan.example", "evil.example"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			x := newRig(t, flowtest.Config{})

@@ -231,7 +231,8 @@ func handlesErrors(r *http.Request, err error) bool {
 // to one site, or to some statuses, into subroutes.
 func anyRoute(routes caddyhttp.RouteList, r *http.Request) bool {
 	return slices.ContainsFunc(routes, func(route caddyhttp.Route) bool {
-		return route.MatcherSets.AnyMatch(r) && slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
+		matches, err := route.MatcherSets.AnyMatchWithError(r)
+		return err == nil && matches && slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
 			sub, ok := h.(*caddyhttp.Subroute)
 			return !ok || anyRoute(sub.Routes, r)
 		})
@@ -317,7 +318,7 @@ func withoutCredentials(options []string) []string {
 	kept := make([]string, 0, len(options))
 	for _, line := range options {
 		var fields []string
-		for _, f := range strings.Split(line, ",") {
+		for f := range strings.SplitSeq(line, ",") {
 			if !flow.IsCredential(strings.TrimSpace(f)) {
 				fields = append(fields, f)
 			}

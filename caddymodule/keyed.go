@@ -139,12 +139,16 @@ func (k *keyed) ofRequest(r *http.Request, hop bool) (string, *refusal) {
 		if k.header != "" {
 			what = "the header field " + k.header
 		}
-		return "", &refusal{http.StatusBadRequest, "session-key-missing", "The call does not say whose it is",
-			"Each device has a login of its own here, and this call does not say which one is meant. Send " + what + "."}
+		return "", &refusal{
+			http.StatusBadRequest, "session-key-missing", "The call does not say whose it is",
+			"Each device has a login of its own here, and this call does not say which one is meant. Send " + what + ".",
+		}
 	}
 	if len(key) > maxKey {
-		return "", &refusal{http.StatusBadRequest, "session-key-too-long", "The name of the device is too long",
-			fmt.Sprintf("What tells devices apart here (%s) may have %d bytes at most.", k.setting, maxKey)}
+		return "", &refusal{
+			http.StatusBadRequest, "session-key-too-long", "The name of the device is too long",
+			fmt.Sprintf("What tells devices apart here (%s) may have %d bytes at most.", k.setting, maxKey),
+		}
 	}
 	return key, nil
 }
@@ -250,13 +254,17 @@ func noTurn(s *running, err error) error {
 }
 
 func tooManyLogins() error {
-	return &crowded{refusal{http.StatusTooManyRequests, "too-many-logins", "Too many logins are waiting",
-		"Too many devices wait for a person to log them in, so no further login is begun. Approve those on the status page, or try again later."}, time.Minute}
+	return &crowded{refusal{
+		http.StatusTooManyRequests, "too-many-logins", "Too many logins are waiting",
+		"Too many devices wait for a person to log them in, so no further login is begun. Approve those on the status page, or try again later.",
+	}, time.Minute}
 }
 
 func tooManySessions() error {
-	return &crowded{refusal{http.StatusServiceUnavailable, "too-many-sessions", "Too many devices at once",
-		"No further device can be served now, for all sessions in memory are in use. Try again later, or raise max_sessions."}, 10 * time.Second}
+	return &crowded{refusal{
+		http.StatusServiceUnavailable, "too-many-sessions", "Too many devices at once",
+		"No further device can be served now, for all sessions in memory are in use. Try again later, or raise max_sessions.",
+	}, 10 * time.Second}
 }
 
 // refusalOf finds the refusal that an error of running is. after is zero unless it

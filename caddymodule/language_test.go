@@ -62,8 +62,10 @@ func (c *catalogue) lacks(source *catalogue) (all []string) {
 func TestLanguageCheckFindsWhatIsWrong(t *testing.T) {
 	source := &catalogue{tag: "en", texts: map[string]string{"a": "A {x} and {y}", "b": "B", "c": "C", "d": "D"}}
 	got := (&catalogue{texts: map[string]string{"a": "A {x} {z}", "b": "<b>", "d": "", "e": "E"}}).lacks(source)
-	want := []string{"a has {x} {z}, and en has {x} {y}", "b has markup in it: write plain text", "translate c = C", "d is empty",
-		"e is not a key of en: correct it, or take it out"}
+	want := []string{
+		"a has {x} {z}, and en has {x} {y}", "b has markup in it: write plain text", "translate c = C", "d is empty",
+		"e is not a key of en: correct it, or take it out",
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}

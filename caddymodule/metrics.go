@@ -264,8 +264,7 @@ func newTally(session string) *tally {
 
 // refused counts a request for which there was no token, or not in time.
 func (t *tally) refused(err error) {
-	var notReady *flow.NotReadyError
-	if errors.As(err, &notReady) {
+	if _, ok := errors.AsType[*flow.NotReadyError](err); ok {
 		t.noToken.Inc()
 	} else {
 		t.canceled.Inc()

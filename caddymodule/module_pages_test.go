@@ -75,13 +75,13 @@ func fieldsOf(t *testing.T, all map[string]*ast.StructType, of string) (list []f
 		if doc == "" || name == "" {
 			t.Errorf("%s.%s has no name in JSON or no comment, and Caddy's website shows both", of, f.Names[0].Name)
 		}
-		list = append(list, field{"`" + name + "`", kindOf(t, f.Type, tag), strings.ReplaceAll(doc, "|", `\|`)})
+		list = append(list, field{"`" + name + "`", jsonKind(t, f.Type, tag), strings.ReplaceAll(doc, "|", `\|`)})
 	}
 	return list
 }
 
-// kindOf says what a value looks like in JSON.
-func kindOf(t *testing.T, of ast.Expr, tag reflect.StructTag) string {
+// jsonKind says what a value looks like in JSON.
+func jsonKind(t *testing.T, of ast.Expr, tag reflect.StructTag) string {
 	t.Helper()
 	switch of := of.(type) {
 	case *ast.Ident:
@@ -93,12 +93,12 @@ func kindOf(t *testing.T, of ast.Expr, tag reflect.StructTag) string {
 		}
 		return of.Name
 	case *ast.StarExpr:
-		name := kindOf(t, of.X, tag)
+		name := jsonKind(t, of.X, tag)
 		return "[" + name + "](#" + strings.ToLower(name) + ")"
 	case *ast.ArrayType:
-		return "list of " + kindOf(t, of.Elt, tag) + "s"
+		return "list of " + jsonKind(t, of.Elt, tag) + "s"
 	case *ast.MapType:
-		return "map of " + kindOf(t, of.Value, tag)
+		return "map of " + jsonKind(t, of.Value, tag)
 	case *ast.SelectorExpr:
 		switch of.Sel.Name {
 		case "Duration":

@@ -396,10 +396,14 @@ func TestAServerWithoutProperTLSIsRefused(t *testing.T) {
 		"self-signed":             {root, tls.VersionTLS13, false, "unknown authority"},
 		"self-signed and trusted": {root, tls.VersionTLS13, true, ""},
 		"of a trusted authority":  {good, tls.VersionTLS13, true, ""},
-		"expired": {certificate(t, &root, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) }),
-			tls.VersionTLS13, true, "expired"},
-		"for another name": {certificate(t, &root, func(c *x509.Certificate) { c.IPAddresses = nil; c.DNSNames = []string{"other.test"} }),
-			tls.VersionTLS13, true, "127.0.0.1"},
+		"expired": {
+			certificate(t, &root, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) }),
+			tls.VersionTLS13, true, "expired",
+		},
+		"for another name": {
+			certificate(t, &root, func(c *x509.Certificate) { c.IPAddresses = nil; c.DNSNames = []string{"other.test"} }),
+			tls.VersionTLS13, true, "127.0.0.1",
+		},
 		"an old protocol": {good, tls.VersionTLS10, true, "protocol version"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -200,8 +200,7 @@ func eventFields(e flow.Event) []zap.Field {
 			fields = append(fields, zap.Time("retry_at", *x.RetryAt))
 		}
 	} else if e.Err != nil {
-		var fe *flow.Error
-		if errors.As(e.Err, &fe) { // its text is bounded and cleaned
+		if fe, ok := errors.AsType[*flow.Error](e.Err); ok { // its text is bounded and cleaned
 			fields = append(fields, zap.Error(fe))
 		}
 	}

@@ -51,8 +51,14 @@ func mixedSessions(now time.Time) *fakeSessions {
 	all := new(fakeSessions)
 	samples := sampleStatuses(now)
 	for _, s := range [][2]string{
-		{"acme", "authorized"}, {"scanner-hall-3", "pending"}, {"archive", "misconfigured"}, {"lab", "login_required-expired"},
-		{"default", "degraded-storage"}, {"idle", "login_required"}, {"weighbridge", "unavailable"}, {"old", "misconfigured-serving"},
+		{"acme", "authorized"},
+		{"scanner-hall-3", "pending"},
+		{"archive", "misconfigured"},
+		{"lab", "login_required-expired"},
+		{"default", "degraded-storage"},
+		{"idle", "login_required"},
+		{"weighbridge", "unavailable"},
+		{"old", "misconfigured-serving"},
 	} {
 		all.add(s[0], samples[s[1]])
 	}

@@ -213,11 +213,15 @@ func TestClearTextIsAnErrorAtLoad(t *testing.T) {
 		{"insisted on for the login", login + " insecure_http\n", "device_flow http://api:3000", ""},
 		{"insisted on for the proxy", login, "reverse_proxy http://api:3000 {\n transport device_flow {\n  insecure_http\n }\n}", ""},
 		{"no URL", login, "device_flow a:1 {\n allow_upstream api.example.com\n}", "allow_upstream api.example.com: write scheme, host and, if need be, port, as in https://api.example.com"},
-		{"a URL with a path", login, "device_flow a:1 {\n allow_upstream https://api.example.com/v1\n}",
-			"allow_upstream https://api.example.com/v1: write scheme, host and, if need be, port, as in https://api.example.com"},
+		{
+			"a URL with a path", login, "device_flow a:1 {\n allow_upstream https://api.example.com/v1\n}",
+			"allow_upstream https://api.example.com/v1: write scheme, host and, if need be, port, as in https://api.example.com",
+		},
 		{"a URL of a user", login, "device_flow a:1 {\n allow_upstream https://a@b\n}", "allow_upstream https://a@b: write scheme, host and, if need be, port, as in https://api.example.com"},
-		{"a URL from the request", login, "device_flow a:1 {\n allow_upstream https://{http.request.host}\n}",
-			"allow_upstream https://{http.request.host}: unrecognized placeholder {http.request.host}: only placeholders that are known at start-up, such as {env.…}, say who may get the token"},
+		{
+			"a URL from the request", login, "device_flow a:1 {\n allow_upstream https://{http.request.host}\n}",
+			"allow_upstream https://{http.request.host}: unrecognized placeholder {http.request.host}: only placeholders that are known at start-up, such as {env.…}, say who may get the token",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config, err := adapt(t, "{\n device_flow {\n"+c.options+" }\n}\n"+site(c.site))

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -23,8 +24,8 @@ func keepPrivate(status int, h http.Header) {
 	}
 	// One line: there are caches that read no second.
 	line := "private"
-	for i := len(control) - 1; i >= 0; i-- {
-		if s := strings.Trim(control[i], " \t,"); s != "" {
+	for _, c := range slices.Backward(control) {
+		if s := strings.Trim(c, " \t,"); s != "" {
 			line = s + ", " + line
 		}
 	}

@@ -42,7 +42,7 @@ const maxRecord = 1 << 20
 func refuse(name string) error {
 	info, err := os.Lstat(name)
 	if err != nil || info.Mode().IsRegular() && info.Size() <= maxRecord || info.Mode()&os.ModeSymlink != 0 {
-		return nil // the storage itself tells what is wrong, if anything
+		return nil //nolint:nilerr // the storage itself tells what is wrong, if anything
 	}
 	what := fmt.Sprintf("%d bytes long", info.Size())
 	if info.IsDir() {

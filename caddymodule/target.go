@@ -138,8 +138,10 @@ func (t *target) source(s *flow.Session, req *http.Request) (flow.Source, *refus
 // noTarget refuses a request that does not say which API it is for. No other
 // token will do.
 func noTarget(err error) *refusal {
-	return &refusal{http.StatusBadRequest, "unknown_api", "It is not clear which API this call is for",
-		"The audience, resource or scope of this site depends on the request, and this request has no usable value for it: " + clean(err.Error(), maxReason) + "."}
+	return &refusal{
+		http.StatusBadRequest, "unknown_api", "It is not clear which API this call is for",
+		"The audience, resource or scope of this site depends on the request, and this request has no usable value for it: " + clean(err.Error(), maxReason) + ".",
+	}
 }
 
 // targetKey is where a handler announces what it asks of a session.
@@ -150,7 +152,7 @@ func targetKey(session string) string { return "device_flow." + session + ".sour
 func announceSource(vars map[string]any, key string, src flow.Source) {
 	if _, own := src.(*flow.Session); !own && vars != nil {
 		vars[key] = src
-	} else if _, there := vars[key]; there {
+	} else {
 		delete(vars, key) // of a handler before this one
 	}
 }

@@ -65,7 +65,7 @@ func TestTerminalQRCodeFitsAndFollowsTheRulesOfLinks(t *testing.T) {
 
 func TestQRCodeColoursItselfOnEachLine(t *testing.T) {
 	drawn, _ := terminalQR(pending("c", "https://login.example.com/", "").Login, true)
-	for _, line := range strings.Split(strings.TrimSuffix(drawn, "\n"), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSuffix(drawn, "\n"), "\n") {
 		if !strings.HasPrefix(line, blackOnWhite) || !strings.HasSuffix(line, noColour) || strings.Count(line, "\x1b") != 2 {
 			t.Fatalf("a line is %q", line)
 		}

@@ -211,8 +211,7 @@ func (t *Transport) turnAway(req *http.Request, no *refusal, after time.Duration
 
 // noAnswer is an error, or the 503 in its place if it is for want of a token.
 func noAnswer(req *http.Request, err error) (*http.Response, error) {
-	var notReady *flow.NotReadyError
-	if errors.As(err, &notReady) {
+	if notReady, ok := errors.AsType[*flow.NotReadyError](err); ok {
 		return unavailableResponse(req, notReady), nil
 	}
 	return nil, err

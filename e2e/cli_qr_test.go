@@ -186,7 +186,7 @@ func TestQRCodeInTheLogIsReadable(t *testing.T) {
 	c := startCaddy(t, config, as.Issuer(), a.URL)
 	drawings := func() int { return strings.Count(c.output.String(), "To approve the login, scan this") }
 	warnings := func(code string) (n int) {
-		for _, line := range strings.Split(c.output.String(), "\n") {
+		for line := range strings.SplitSeq(c.output.String(), "\n") {
 			if strings.Contains(line, `"level":"warn"`) && strings.Contains(line, `"user_code":"`+code+`"`) && strings.Contains(line, `"verification_uri":"`+as.Issuer()) {
 				n++
 			}

@@ -51,7 +51,7 @@ func (d *demo) interrupt(t *testing.T) {
 	if listening(strings.TrimPrefix(d.url, "http://")) {
 		t.Error("Ctrl-C: something still listens on the demo's port")
 	}
-	for _, line := range strings.Split(listing(t, d.home), "\n") {
+	for line := range strings.SplitSeq(listing(t, d.home), "\n") {
 		// The folders that the test made.
 		if name := filepath.Base(line); line != "" && !strings.HasPrefix(line, "d") {
 			t.Errorf("Ctrl-C: the file %s is left", name)

@@ -99,8 +99,10 @@ var attacks = []attack{
 
 	{name: "worker imports", ext: ".js", reads: true},
 	{name: "worker fetches", reads: true},
-	{name: "worker of the proxy", ext: ".js", blocked: "a worker's script has to be of the page's own origin",
-		at: []string{anotherPort, anotherLoopback, foreignName, opaqueOrigin}},
+	{
+		name: "worker of the proxy", ext: ".js", blocked: "a worker's script has to be of the page's own origin",
+		at: []string{anotherPort, anotherLoopback, foreignName, opaqueOrigin},
+	},
 	{name: "service worker fetches", reads: true, blocked: "service workers are for secure contexts", at: []string{foreignName, opaqueOrigin, rebinding}},
 	{name: "service worker of the proxy", ext: ".js", blocked: "a service worker's script has to be of the page's own origin, in a secure context"},
 }

@@ -130,7 +130,8 @@ func (l *storyLane) step() {
 		l.login()
 	case n < 15 && ended && s.State != "pending":
 		l.as.Script(flowtest.Device, []flowtest.Response{
-			flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"), {Drop: true},
+			flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"),
+			{Drop: true},
 			flowtest.ErrorResponse(http.StatusUnauthorized, "invalid_client"),
 		}[l.random.IntN(3)])
 		_, _ = l.ask(http.MethodPost, "/login")
@@ -138,7 +139,8 @@ func (l *storyLane) step() {
 		_, _ = l.ask(http.MethodPost, "/refresh")
 	case n < 50 && s.State == "authorized":
 		l.as.Script(flowtest.Refresh, []flowtest.Response{
-			flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"), {Drop: true},
+			flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"),
+			{Drop: true},
 			flowtest.ErrorResponse(http.StatusUnprocessableEntity, "invalid_request"),
 			flowtest.ErrorResponse(http.StatusUnauthorized, "invalid_client"),
 		}[l.random.IntN(4)])

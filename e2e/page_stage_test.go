@@ -80,28 +80,42 @@ func newScenes() []*scene {
 		{name: "fresh", state: "login_required"},
 		{name: "denied", state: "login_required", ready: hasError("access_denied"), begin: (*stage).login},
 		{name: "expired", state: "login_required", ready: hasError("expired_token"), begin: (*stage).login},
-		{name: "revoked", state: "login_required", ready: hasError("invalid_grant"), begin: (*stage).login,
+		{
+			name: "revoked", state: "login_required", ready: hasError("invalid_grant"), begin: (*stage).login,
 			then: func(st *stage, s *scene) {
 				s.as.RevokeAll()
 				s.as.ExpireAccessTokens()
 				for range 2 { // the API refuses the token; once more after it could not be renewed, and it is given up
 					get(st.t, client(st.t), st.url+"/"+s.name+"/", "")
 				}
-			}},
-		{name: "ending", state: "degraded", ready: hasError("invalid_grant"), begin: (*stage).login,
-			then: func(st *stage, s *scene) { s.as.RevokeAll(); st.refresh(s) }}, // and the API has not heard of it
-		{name: "unreachable", state: "login_required", ready: hasError("unreachable"),
-			begin: func(st *stage, s *scene) { down(s.as); st.login(s) }},
-		{name: "wrong-account", state: "login_required", ready: hasError("wrong_account"), begin: (*stage).login,
-			settings: "account email alice@example.com"},
+			},
+		},
+		{
+			name: "ending", state: "degraded", ready: hasError("invalid_grant"), begin: (*stage).login,
+			then: func(st *stage, s *scene) { s.as.RevokeAll(); st.refresh(s) },
+		}, // and the API has not heard of it
+		{
+			name: "unreachable", state: "login_required", ready: hasError("unreachable"),
+			begin: func(st *stage, s *scene) { down(s.as); st.login(s) },
+		},
+		{
+			name: "wrong-account", state: "login_required", ready: hasError("wrong_account"), begin: (*stage).login,
+			settings: "account email alice@example.com",
+		},
 		{name: "pending", state: "pending", ready: hasCode, begin: (*stage).login},
 		{name: "authorized", state: "authorized", begin: (*stage).login, then: func(*stage, *scene) {}},
-		{name: "replacing", state: "authorized", ready: hasCode, begin: (*stage).login,
-			then: func(st *stage, s *scene) { s.decide = nil; st.login(s) }},
-		{name: "degraded", state: "degraded", begin: (*stage).login,
-			then: func(st *stage, s *scene) { down(s.as); st.refresh(s) }},
-		{name: "unavailable", state: "unavailable", ready: func(s status) bool { return s.Error != nil }, begin: (*stage).login,
-			lifetime: 2 * time.Second, then: func(_ *stage, s *scene) { down(s.as) }},
+		{
+			name: "replacing", state: "authorized", ready: hasCode, begin: (*stage).login,
+			then: func(st *stage, s *scene) { s.decide = nil; st.login(s) },
+		},
+		{
+			name: "degraded", state: "degraded", begin: (*stage).login,
+			then: func(st *stage, s *scene) { down(s.as); st.refresh(s) },
+		},
+		{
+			name: "unavailable", state: "unavailable", ready: func(s status) bool { return s.Error != nil }, begin: (*stage).login,
+			lifetime: 2 * time.Second, then: func(_ *stage, s *scene) { down(s.as) },
+		},
 		{name: "misconfigured", state: "misconfigured", begin: func(st *stage, s *scene) {
 			s.as.ScriptAlways(flowtest.Device, flowtest.ErrorResponse(http.StatusUnauthorized, "invalid_client"))
 			st.login(s)

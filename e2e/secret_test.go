@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -115,9 +116,7 @@ func TestSecretsAppearNowhere(t *testing.T) {
 	read("logged out")
 	c.stop(t, os.Interrupt)
 	said["the log"] = c.output.String()
-	for path, text := range filesBelow(t, filepath.Join(c.home, "config")) {
-		said[path] = text
-	}
+	maps.Copy(said, filesBelow(t, filepath.Join(c.home, "config")))
 
 	// The log is as full as it can be, or its silence would prove nothing.
 	for _, want := range []string{`"level":"debug"`, "upstream roundtrip", "handled request", `"verification_uri"`} {

@@ -88,8 +88,10 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 		return nil, unreachable(op, req, timeout, fmt.Errorf("reading the answer: %w", err))
 	}
 	if len(body) > maxBody {
-		return nil, &Error{Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
-			Description: "the answer is larger than 1 MiB"}
+		return nil, &Error{
+			Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
+			Description: "the answer is larger than 1 MiB",
+		}
 	}
 	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now(), body: body, secrets: secrets}
 	a.fields, a.ok = decodeFields(resp.Header.Get("Content-Type"), body)
@@ -98,8 +100,7 @@ func (c *client) exchange(req *http.Request, op string) (*answer, error) {
 
 func unreachable(op string, req *http.Request, timeout time.Duration, err error) *Error {
 	// A *url.Error would repeat the URL; name the host alone.
-	var ue *url.Error
-	if errors.As(err, &ue) {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -236,8 +237,10 @@ func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCo
 		{"device_code", d.code.Reveal()}, {"user_code", d.login.UserCode}, {"verification_uri", d.login.VerificationURI},
 	} {
 		if member.value == "" {
-			return nil, &Error{Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status,
-				Description: "the answer has no " + member.name}
+			return nil, &Error{
+				Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status,
+				Description: "the answer has no " + member.name,
+			}
 		}
 	}
 	lifetime, ok := f.seconds(maxCodeLifetime, "expires_in", "expire_in")
@@ -285,8 +288,10 @@ func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, 
 		return nil, missingEndpoint(opRefresh, "token_endpoint")
 	}
 	if !c.grants(want) {
-		return nil, &Error{Kind: KindConfiguration, Op: opRefresh, Code: "invalid_target",
-			Err: errors.New("the login was not asked for this resource, and a server grants resources at login (RFC 8707): add it to the session's own 'resource'")}
+		return nil, &Error{
+			Kind: KindConfiguration, Op: opRefresh, Code: "invalid_target",
+			Err: errors.New("the login was not asked for this resource, and a server grants resources at login (RFC 8707): add it to the session's own 'resource'"),
+		}
 	}
 	params := c.common(c.ownResource())
 	params.Set("grant_type", "refresh_token")

@@ -128,8 +128,11 @@ func TestDiscovery(t *testing.T) {
 		"page":              {[]flowtest.Response{html, html}, "configuration", "not a JSON document", flow.ActionFixConfiguration},
 		"forbidden, outage": {[]flowtest.Response{{Status: 403}, outage}, "temporarily_unavailable", "", flow.ActionRetry},
 		"outage":            {[]flowtest.Response{outage, outage}, "temporarily_unavailable", "", flow.ActionRetry},
-		"no device flow": {[]flowtest.Response{document(func(m map[string]any) { delete(m, "device_authorization_endpoint") }), absent}, "configuration",
-			"enable the device flow", flow.ActionFixConfiguration},
+		"no device flow": {
+			[]flowtest.Response{document(func(m map[string]any) { delete(m, "device_authorization_endpoint") }), absent},
+			"configuration",
+			"enable the device flow", flow.ActionFixConfiguration,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, flowtest.Config{}, func(w *world) {

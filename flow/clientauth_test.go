@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,10 +27,8 @@ func (a *assertions) sign(_ context.Context, audience string) (flow.Secret, erro
 func TestAssertionAtEachRequest(t *testing.T) {
 	var seen []string
 	server := flowtest.Config{Flavour: flowtest.Auth0, VerifyAssertion: func(s string) error {
-		for _, old := range seen {
-			if old == s {
-				return errors.New("this jti was used before")
-			}
+		if slices.Contains(seen, s) {
+			return errors.New("this jti was used before")
 		}
 		seen = append(seen, s)
 		return nil

@@ -58,7 +58,7 @@ func (s *Session) Replace(ctx context.Context, rejected *Token) *Token {
 	timer := time.NewTimer(s.client.Load().RefreshWait)
 	defer timer.Stop()
 	select {
-	case <-reply:
+	case <-reply: //nolint:errcheck // the token in use tells
 	case <-timer.C:
 	case <-ctx.Done():
 	case <-s.done:

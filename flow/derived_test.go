@@ -619,9 +619,16 @@ func TestWantsAreToldApart(t *testing.T) {
 		w.cfg.Scope = []string{"openid", "offline_access", "a", "b"}
 		s, _ := w.loggedIn()
 		wants := []flow.Want{
-			{Audience: "https://x.example"}, {Audience: "https://x.example/"}, {Audience: "https://X.example"},
-			{Audience: "https://x.example", Scope: []string{"a"}}, {Audience: "https://x.example", Scope: []string{"a", "b"}},
-			{Audience: "a"}, {Scope: []string{"a"}}, {Scope: []string{"b"}}, {Audience: "1:ar"}, {Audience: "a1:b"},
+			{Audience: "https://x.example"},
+			{Audience: "https://x.example/"},
+			{Audience: "https://X.example"},
+			{Audience: "https://x.example", Scope: []string{"a"}},
+			{Audience: "https://x.example", Scope: []string{"a", "b"}},
+			{Audience: "a"},
+			{Scope: []string{"a"}},
+			{Scope: []string{"b"}},
+			{Audience: "1:ar"},
+			{Audience: "a1:b"},
 		}
 		seen := map[string]bool{}
 		for _, want := range wants {

@@ -147,8 +147,10 @@ type namedURL struct{ name, url string }
 // named are the endpoints with the names of their settings.
 func (e Endpoints) named() []namedURL {
 	return []namedURL{
-		{"device_authorization_endpoint", e.DeviceAuthorization}, {"token_endpoint", e.Token},
-		{"revocation_endpoint", e.Revocation}, {"userinfo_endpoint", e.UserInfo},
+		{"device_authorization_endpoint", e.DeviceAuthorization},
+		{"token_endpoint", e.Token},
+		{"revocation_endpoint", e.Revocation},
+		{"userinfo_endpoint", e.UserInfo},
 	}
 }
 
@@ -204,6 +206,8 @@ func (c *client) known() *document {
 
 // missingEndpoint is the error for an endpoint that nobody named.
 func missingEndpoint(op, name string) error {
-	return &Error{Kind: KindConfiguration, Op: op, Code: CodeConfiguration,
-		Err: fmt.Errorf("the issuer's metadata names no %s: enable the device flow at the authorization server, or write '%s <url>'", name, name)}
+	return &Error{
+		Kind: KindConfiguration, Op: op, Code: CodeConfiguration,
+		Err: fmt.Errorf("the issuer's metadata names no %s: enable the device flow at the authorization server, or write '%s <url>'", name, name),
+	}
 }

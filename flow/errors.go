@@ -99,8 +99,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // asError makes an *Error of any error; a foreign one is temporary.
 func asError(op string, err error) *Error {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
 	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: err}

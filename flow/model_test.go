@@ -208,7 +208,9 @@ func (m *model) serverFault() {
 	step := []flowtest.Step{flowtest.Poll, flowtest.Refresh, flowtest.Refresh, flowtest.Device, flowtest.Revoke}[m.rnd.IntN(5)]
 	answers := []flowtest.Response{
 		flowtest.ErrorResponse(500, "server_error"), flowtest.ErrorResponse(429, "too_many"), flowtest.ErrorResponse(401, "invalid_client"),
-		{Drop: true}, {Hang: true}, {Pass: true, Delay: time.Duration(m.rnd.IntN(25)) * time.Second},
+		{Drop: true},
+		{Hang: true},
+		{Pass: true, Delay: time.Duration(m.rnd.IntN(25)) * time.Second},
 	}
 	if m.answers { // it has done what was asked for, and nobody hears of it
 		answers = append(answers, flowtest.Response{Pass: true, Drop: true}, flowtest.Response{Pass: true, Hang: true})

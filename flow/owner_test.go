@@ -67,8 +67,10 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 				}
 			}
 			if maybe() {
-				r.pending = &pendingLogin{code: NewSecret("code"), interval: time.Second, nextPoll: moment(), ends: moment(),
-					info: LoginInfo{UserCode: "A", ExpiresAt: moment().Round(0)}}
+				r.pending = &pendingLogin{
+					code: NewSecret("code"), interval: time.Second, nextPoll: moment(), ends: moment(),
+					info: LoginInfo{UserCode: "A", ExpiresAt: moment().Round(0)},
+				}
 			}
 			s.loaded = r.worthSaving() || maybe() // before, there is nothing
 			s.save.unread, s.save.dirty, s.save.running = maybe(), maybe(), maybe()
@@ -159,7 +161,8 @@ func TestClockSteps(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := owned(t)
 				s.codeReceived(&deviceCode{code: NewSecret("x"), interval: time.Second, login: LoginInfo{
-					UserCode: "A", ExpiresAt: time.Now().Round(0).Add(time.Minute)}}, nil)
+					UserCode: "A", ExpiresAt: time.Now().Round(0).Add(time.Minute),
+				}}, nil)
 				s.skew = skew
 				s.save.held = nil // as if it had been saved
 				s.rec.pending.nextPoll = time.Now().Add(time.Hour)

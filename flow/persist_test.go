@@ -2,6 +2,7 @@ package flow_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,10 +17,8 @@ var errDisk = errors.New("no space left on device")
 // failing makes every call of these operations fail.
 func failing(ops ...string) func(op, key string) error {
 	return func(op, _ string) error {
-		for _, x := range ops {
-			if op == x {
-				return errDisk
-			}
+		if slices.Contains(ops, op) {
+			return errDisk
 		}
 		return nil
 	}

@@ -217,7 +217,7 @@ func TestLoginWithEachPreset(t *testing.T) {
 					w.Errorf("account %s", asJSON(a))
 				}
 				w.sleep(59 * time.Minute)
-				if second := w.wantToken(s); (first.Value().Equal(second.Value())) != v.once {
+				if second := w.wantToken(s); first.Value().Equal(second.Value()) != v.once {
 					w.Error("the token has not been refreshed, or there was nothing to do it with")
 				}
 				if v.once && !first.Expiry().IsZero() {

@@ -14,10 +14,27 @@ func TestLifetimes(t *testing.T) {
 		value string // "" leaves it out
 		want  time.Duration
 	}{
-		{`3600`, time.Hour}, {`3600.0`, time.Hour}, {`"3600"`, time.Hour}, {`36e2`, time.Hour}, {`1e4`, 10000 * time.Second},
-		{`3`, 3 * time.Second}, {`"3"`, 3 * time.Second}, {`99999999999999999999`, 10 * 365 * 24 * time.Hour},
-		{``, 0}, {`0`, 0}, {`-5`, 0}, {`""`, 0}, {`"never"`, 0}, {`true`, 0}, {`[]`, 0}, {`{}`, 0}, {`null`, 0},
-		{`1e400`, 0}, {`NaN`, 0}, {`-Infinity`, 0}, {`undefined`, 0},
+		{`3600`, time.Hour},
+		{`3600.0`, time.Hour},
+		{`"3600"`, time.Hour},
+		{`36e2`, time.Hour},
+		{`1e4`, 10000 * time.Second},
+		{`3`, 3 * time.Second},
+		{`"3"`, 3 * time.Second},
+		{`99999999999999999999`, 10 * 365 * 24 * time.Hour},
+		{``, 0},
+		{`0`, 0},
+		{`-5`, 0},
+		{`""`, 0},
+		{`"never"`, 0},
+		{`true`, 0},
+		{`[]`, 0},
+		{`{}`, 0},
+		{`null`, 0},
+		{`1e400`, 0},
+		{`NaN`, 0},
+		{`-Infinity`, 0},
+		{`undefined`, 0},
 	} {
 		for _, step := range []flowtest.Step{flowtest.Poll, flowtest.Refresh} {
 			t.Run(string(step)+" "+tc.value, func(t *testing.T) {

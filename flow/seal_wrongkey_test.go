@@ -130,7 +130,7 @@ func TestReloadWithTheWrongKeyOverwritesNothing(t *testing.T) {
 				if !maps.Equal(w.store.all(), before) {
 					w.Fatal("the record was touched")
 				}
-				w.setKeys(s, append(keys[:len(keys):len(keys)], key(t, 1))...)
+				w.setKeys(s, append(slices.Clip(keys), key(t, 1))...)
 				w.wantState(s, flow.StateAuthorized)
 				token := w.wantToken(s)
 				stop()

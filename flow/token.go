@@ -92,8 +92,10 @@ func (a *answer) grant(op string) (*grant, error) {
 	case !bearerSyntax(g.access.Reveal()):
 		return g, unusable("the access token has characters that cannot stand in a header")
 	case typ != "" && !isBearer(typ):
-		return g, &Error{Kind: KindConfiguration, Op: op, Code: "unsupported_token_type", Status: a.status,
-			Description: "the server issues tokens of type " + clean(typ, 32) + ", only Bearer can be used"}
+		return g, &Error{
+			Kind: KindConfiguration, Op: op, Code: "unsupported_token_type", Status: a.status,
+			Description: "the server issues tokens of type " + clean(typ, 32) + ", only Bearer can be used",
+		}
 	}
 	return g, nil
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -72,9 +74,7 @@ func TestAuth0Tutorial(t *testing.T) {
 				}
 				form := func(pairs ...string) url.Values {
 					v := url.Values{}
-					for k, vv := range own {
-						v[k] = vv
-					}
+					maps.Copy(v, own)
 					for i := 0; i < len(pairs); i += 2 {
 						v.Set(pairs[i], pairs[i+1])
 					}
@@ -171,8 +171,8 @@ func TestAuth0Tutorial(t *testing.T) {
 func (w *world) wantRequest(step flowtest.Step, path string, status int, form url.Values) url.Values {
 	w.Helper()
 	all := w.as.Requests()
-	for i := len(all) - 1; i >= 0; i-- {
-		r := all[i]
+	for _, r := range slices.Backward(all) {
+
 		if r.Step != step {
 			continue
 		}

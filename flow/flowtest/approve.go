@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -111,9 +112,9 @@ func (s *Server) AwaitPending(ctx context.Context) (string, error) {
 // findLocked looks a user code up. The newest wins, should two ever be alike.
 func (s *Server) findLocked(userCode string) *device {
 	wanted := normalise(userCode)
-	for i := len(s.order) - 1; i >= 0; i-- {
-		if wanted != "" && normalise(s.order[i].userCode) == wanted {
-			return s.order[i]
+	for _, v := range slices.Backward(s.order) {
+		if wanted != "" && normalise(v.userCode) == wanted {
+			return v
 		}
 	}
 	return nil

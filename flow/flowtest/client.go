@@ -23,37 +23,37 @@ type refusal struct {
 	violation string
 }
 
-func refuse(status int, code, description string) *refusal {
-	return &refusal{reply: errorReply(status, code, description), violation: description}
+func refuse(status int, description string) *refusal {
+	return &refusal{reply: errorReply(status, "invalid_request", description), violation: description}
 }
 
 // readForm reads a request to one of the endpoints that RFC 6749 section 3.2 rules: POST, form-encoded, all parameters
 // in the body, none of them twice. Parameters without a value count as left out (section 3.1).
 func readForm(w http.ResponseWriter, r *http.Request) (url.Values, *refusal) {
 	if r.Method != http.MethodPost {
-		bad := refuse(http.StatusMethodNotAllowed, "invalid_request", "the method must be POST, not "+r.Method)
+		bad := refuse(http.StatusMethodNotAllowed, "the method must be POST, not "+r.Method)
 		bad.reply.header.Set("Allow", "POST")
 		return url.Values{}, bad
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyLimit))
 	if err != nil {
-		return url.Values{}, refuse(http.StatusBadRequest, "invalid_request", "the body cannot be read or is too large")
+		return url.Values{}, refuse(http.StatusBadRequest, "the body cannot be read or is too large")
 	}
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/x-www-form-urlencoded" {
-		return url.Values{}, refuse(http.StatusBadRequest, "invalid_request", "the body must be application/x-www-form-urlencoded")
+		return url.Values{}, refuse(http.StatusBadRequest, "the body must be application/x-www-form-urlencoded")
 	}
 	form, err := url.ParseQuery(string(body))
 	if err != nil {
-		return form, refuse(http.StatusBadRequest, "invalid_request", "the body is not well-formed")
+		return form, refuse(http.StatusBadRequest, "the body is not well-formed")
 	}
 	r.PostForm, r.Form = form, form // for scripted functions; the body is used up
 	if r.URL.RawQuery != "" {
-		return form, refuse(http.StatusBadRequest, "invalid_request", "parameters belong in the body, not in the URL")
+		return form, refuse(http.StatusBadRequest, "parameters belong in the body, not in the URL")
 	}
 	for name, values := range form {
 		if len(values) > 1 && name != "resource" { // RFC 8707 section 2 allows several resources
-			return form, refuse(http.StatusBadRequest, "invalid_request", fmt.Sprintf("parameter %q occurs %d times", name, len(values)))
+			return form, refuse(http.StatusBadRequest, fmt.Sprintf("parameter %q occurs %d times", name, len(values)))
 		}
 	}
 	return form, nil
@@ -76,7 +76,7 @@ func authenticate(x *exchange) *refusal {
 		methods++
 	}
 	if methods > 1 || len(authorization) > 1 {
-		return refuse(http.StatusBadRequest, "invalid_request", "more than one client authentication method in one request")
+		return refuse(http.StatusBadRequest, "more than one client authentication method in one request")
 	}
 	if basic {
 		user, password, err := basicCredentials(authorization[0])
@@ -86,12 +86,12 @@ func authenticate(x *exchange) *refusal {
 			return bad
 		}
 		if id != "" && id != user {
-			return refuse(http.StatusBadRequest, "invalid_request", "client_id in the body differs from the one in Authorization")
+			return refuse(http.StatusBadRequest, "client_id in the body differs from the one in Authorization")
 		}
 		id, secret = user, password
 	}
 	if id == "" && assertion == "" {
-		return refuse(http.StatusBadRequest, "invalid_request", "client_id is missing")
+		return refuse(http.StatusBadRequest, "client_id is missing")
 	}
 	if id != cfg.ClientID && (id != "" || assertion == "") {
 		return unauthenticated(basic)
@@ -102,7 +102,7 @@ func authenticate(x *exchange) *refusal {
 			return unauthenticated(basic)
 		}
 		if form.Get("client_assertion_type") != assertionType {
-			return refuse(http.StatusBadRequest, "invalid_request", "client_assertion_type must be "+assertionType)
+			return refuse(http.StatusBadRequest, "client_assertion_type must be "+assertionType)
 		}
 		if err := cfg.VerifyAssertion(assertion); err != nil {
 			bad := unauthenticated(false)

@@ -99,11 +99,9 @@ func (s *Server) listen(addr string, handler http.Handler, secure, issues bool) 
 		s.cert = cert
 	}
 	s.servers = append(s.servers, srv)
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
+	s.work.Go(func() {
 		_ = srv.Serve(ln) // ends with http.ErrServerClosed
-	}()
+	})
 	return u, nil
 }
 

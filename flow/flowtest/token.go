@@ -136,7 +136,7 @@ func parseScope(raw string) ([]string, *reply) {
 		return nil, nil
 	}
 	var out []string
-	for _, token := range strings.Split(raw, " ") {
+	for token := range strings.SplitSeq(raw, " ") {
 		bad := token == "" || strings.ContainsFunc(token, func(r rune) bool {
 			return r < '!' || r > '~' || r == '"' || r == '\\'
 		})
