@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"net"
 	"net/http"
 	"net/url"
@@ -250,4 +251,48 @@ func TestSystemdCredentialsAreRead(t *testing.T) {
 	c.env = append(c.env, "CREDENTIALS_DIRECTORY="+credentials)
 	c.start(t)
 	c.login(t)
+}
+
+// TestExampleOneLoginPerDevice has two scanners with a code and a token each.
+func TestExampleOneLoginPerDevice(t *testing.T) {
+	as := startAS(t, time.Hour, byHand, exampleClient)
+	a := startAPI(t, as.ValidToken)
+	c := example(t, "examples/one-login-per-device/Caddyfile", as, a, append(exampleSite, "https://api.example.com {", "{$API} {")...)
+	c.start(t)
+	call := func(device string) reply {
+		t.Helper()
+		r, err := http.NewRequest(http.MethodGet, c.url+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Device-Id", device)
+		r.Header.Set("Accept", "application/json")
+		return do(t, client(t), r)
+	}
+	if res := get(t, client(t), c.url+"/", ""); res.status != http.StatusBadRequest {
+		t.Errorf("a call that does not say whose it is: %d %s", res.status, res.body)
+	}
+	codes := map[string]bool{}
+	for _, device := range []string{"scanner-7", "scanner-8"} {
+		eventually(t, 20*time.Second, device+" is told its code", func() bool {
+			var p problem
+			if res := call(device); json.Unmarshal([]byte(res.body), &p) != nil || res.status != http.StatusServiceUnavailable {
+				t.Fatalf("%s: %d %s", device, res.status, res.body)
+			}
+			if p.UserCode != "" {
+				codes[p.UserCode] = true
+			}
+			return p.UserCode != ""
+		})
+	}
+	if len(codes) != 2 {
+		t.Fatalf("the codes of two devices are %v", codes)
+	}
+	as.ApproveAll()
+	for _, device := range []string{"scanner-7", "scanner-8"} {
+		eventually(t, 20*time.Second, device+" is served", func() bool { return call(device).status == http.StatusOK })
+	}
+	if got := len(a.tokens()); got != 2 {
+		t.Errorf("the API saw %d tokens, want 2", got)
+	}
 }
