@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -296,17 +297,16 @@ func (t *tally) unanswered(ctx context.Context, err error) {
 
 func (t *tally) announce(vars map[string]any) {
 	if vars != nil {
-		vars[t.key] = true
+		vars[t.key] = new(atomic.Bool)
 	}
 }
 
-// claim takes an announcement back and reports whether it was there still.
+// claim takes an announcement back and reports whether it was there still. It
+// leaves the map alone: once a proxy has begun, a connection that is still being
+// dialed reads there, even when the call is over.
 func (t *tally) claim(vars map[string]any) bool {
-	_, there := vars[t.key]
-	if there {
-		delete(vars, t.key)
-	}
-	return there
+	claimed, _ := vars[t.key].(*atomic.Bool)
+	return claimed != nil && claimed.CompareAndSwap(false, true)
 }
 
 var (
