@@ -150,7 +150,7 @@ func targetKey(session string) string { return "device_flow." + session + ".sour
 func announceSource(vars map[string]any, key string, src flow.Source) {
 	if _, own := src.(*flow.Session); !own && vars != nil {
 		vars[key] = src
-	} else {
+	} else if _, there := vars[key]; there {
 		delete(vars, key) // of a handler before this one
 	}
 }

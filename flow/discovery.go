@@ -15,6 +15,7 @@ type document struct {
 	issuer string    // as it writes itself
 	mtls   Endpoints // for clients with a certificate (RFC 8705 §5)
 	pkce   bool      // it knows S256 (RFC 7636), at its authorization endpoint at least
+	auth   []string  // how clients may authenticate at its token endpoint; empty: it does not say
 }
 
 // discover fetches the server's metadata: RFC 8414 first, then OpenID Connect
@@ -115,6 +116,7 @@ func (c *client) metadata(ctx context.Context, location string) (*document, erro
 	if aliases, ok := a.fields["mtlsendpointaliases"].(map[string]any); ok {
 		d.mtls = normalize(aliases).endpoints()
 	}
+	d.auth = a.fields.list("token_endpoint_auth_methods_supported")
 	d.pkce = slices.Contains(a.fields.list("code_challenge_methods_supported"), "S256")
 	for _, e := range []Endpoints{d.Endpoints, d.mtls} {
 		for _, endpoint := range e.named() {
@@ -175,16 +177,15 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 	}
 	d := c.known()
 	if d == nil {
-		got, err := c.discover(ctx)
-		if err != nil {
+		var err error
+		if d, err = c.kin.once(ctx, c.discover); err != nil {
 			if e.DeviceAuthorization != "" && e.Token != "" {
 				return e, nil // what is needed is configured; the rest is a courtesy
 			}
 			return Endpoints{}, err
 		}
-		d = got
 		if (e.DeviceAuthorization != "" || d.DeviceAuthorization != "") && (e.Token != "" || d.Token != "") {
-			c.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
+			c.kin.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
 		}
 	}
 	if c.ClientAuth == ClientAuthTLS {
@@ -195,10 +196,10 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 
 // known is the metadata, if it has been asked for.
 func (c *client) known() *document {
-	if c.discovered == nil {
+	if c.kin == nil {
 		return nil
 	}
-	return c.discovered.Load()
+	return c.kin.discovered.Load()
 }
 
 // missingEndpoint is the error for an endpoint that nobody named.
