@@ -38,6 +38,7 @@ func example(t *testing.T, name string, as *flowtest.Server, a *api, oldnew ...s
 }
 
 func TestExampleSimple(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand, exampleClient)
 	a := startAPI(t, as.ValidToken)
 	c := example(t, "examples/simple/Caddyfile", as, a, append(exampleSite, "https://api.example.com {", "{$API} {")...)
@@ -50,6 +51,7 @@ func TestExampleSimple(t *testing.T) {
 
 // TestExampleSeveralAPIs has one approval bring three tokens, each for what its site names.
 func TestExampleSeveralAPIs(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand, exampleClient)
 	a := startAPI(t, as.ValidToken)
 	third := freePort(t)
@@ -84,6 +86,7 @@ func TestExampleSeveralAPIs(t *testing.T) {
 
 // TestExampleComposed calls each branch of the example's proxy.
 func TestExampleComposed(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand, exampleClient)
 	a, b := startAPI(t, as.ValidToken), startAPI(t, as.ValidToken)
 	c := example(t, "examples/composed/Caddyfile", as, a, append(exampleSite,
@@ -123,6 +126,7 @@ func TestExampleComposed(t *testing.T) {
 
 // TestExampleLANPage looks at the page under its name, by https, and finds nothing else there.
 func TestExampleLANPage(t *testing.T) {
+	parallel(t)
 	const name = "login.warehouse.internal"
 	as := startAS(t, time.Hour, byHand, exampleClient, func(c *flowtest.Config) { c.User.Email = "warehouse@example.com" })
 	a := startAPI(t, as.ValidToken)
@@ -165,6 +169,7 @@ func TestExampleLANPage(t *testing.T) {
 
 // TestExampleCompose runs the proxy of the container as its compose.yaml does, without the container.
 func TestExampleCompose(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := example(t, "examples/compose/Caddyfile", as, a, "http://:8080", "http://127.0.0.1:{$PORT}", "/run/secrets", "{$HOME}")
@@ -195,6 +200,7 @@ var serverBinary = builder("./demo/server", "server")
 // TestComposeStackServesTheScanner runs what the compose.yaml at the root runs, on loopback: the demonstration server
 // with its two names, and the proxy.
 func TestComposeStackServesTheScanner(t *testing.T) {
+	parallel(t, serverBinary)
 	binary, err := serverBinary()
 	if err != nil {
 		t.Fatal(err)
@@ -227,6 +233,7 @@ func TestComposeStackServesTheScanner(t *testing.T) {
 
 // TestSystemdCredentialsAreRead does what systemd does for LoadCredential: a folder, and its name in the environment.
 func TestSystemdCredentialsAreRead(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, exampleClient, func(c *flowtest.Config) { c.ClientSecret = "a secret of systemd's" })
 	a := startAPI(t, as.ValidToken)
 	c := example(t, "deploy/systemd/Caddyfile", as, a, append(exampleSite, "https://api.example.com {", "{$API} {")...)
@@ -255,6 +262,7 @@ func TestSystemdCredentialsAreRead(t *testing.T) {
 
 // TestExampleOneLoginPerDevice has two scanners with a code and a token each.
 func TestExampleOneLoginPerDevice(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand, exampleClient)
 	a := startAPI(t, as.ValidToken)
 	c := example(t, "examples/one-login-per-device/Caddyfile", as, a, append(exampleSite, "https://api.example.com {", "{$API} {")...)
