@@ -15,34 +15,40 @@ import (
 // Load is a number of keep-alive connections, each with one request under way at a time. It is written by hand, since
 // net/http would need more of the machine than the servers do that it is to measure.
 type Load struct {
-	address string
-	request []byte
-	conns   []*conn
+	address  string
+	requests [][]byte
+	conns    []*conn
 }
 
 type conn struct {
 	net.Conn
 	r    *bufio.Reader
+	next int // of the requests
 	took []time.Duration
 }
 
-// Dial opens the connections. Each request is a GET of / with the given lines of header.
+// Dial opens the connections. Each request is a GET of /, with one of the lines of header if there are any: they take
+// turns.
 func Dial(address string, connections int, header ...string) (*Load, error) {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "GET / HTTP/1.1\r\nHost: %s\r\nUser-Agent: bench\r\n", address)
+	l := &Load{address: address}
 	for _, line := range header {
-		b.WriteString(line + "\r\n")
+		l.requests = append(l.requests, request(address, line+"\r\n"))
 	}
-	b.WriteString("\r\n")
-	l := &Load{address: address, request: b.Bytes()}
-	for range connections {
-		c := new(conn)
+	if len(header) == 0 {
+		l.requests = [][]byte{request(address, "")}
+	}
+	for i := range connections {
+		c := &conn{next: i}
 		if err := c.dial(address); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
 		l.conns = append(l.conns, c)
 	}
 	return l, nil
+}
+
+func request(address, more string) []byte {
+	return []byte("GET / HTTP/1.1\r\nHost: " + address + "\r\nUser-Agent: bench\r\n" + more + "\r\n")
 }
 
 func (c *conn) dial(address string) (err error) {
@@ -102,7 +108,8 @@ func (l *Load) Run(length time.Duration) (Slice, int, error) {
 func (c *conn) call(l *Load, end time.Time) (failed int, err error) {
 	c.took = c.took[:0]
 	for now := time.Now(); now.Before(end); {
-		status, err := c.once(l.request)
+		status, err := c.once(l.requests[c.next%len(l.requests)])
+		c.next += len(l.conns)
 		if err != nil {
 			failed++
 			_ = c.Close() // it is broken already
@@ -120,6 +127,37 @@ func (c *conn) call(l *Load, end time.Time) (failed int, err error) {
 		c.took = append(c.took, now.Sub(then))
 	}
 	return failed, nil
+}
+
+// All sends each of the requests once, and returns how many were not answered with 200.
+func (l *Load) All() (failed int, err error) {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for i, c := range l.conns {
+		wg.Go(func() {
+			bad := 0
+			for at := i; at < len(l.requests); at += len(l.conns) {
+				status, err := c.once(l.requests[at])
+				if err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					errs = append(errs, err)
+					return
+				}
+				if status != 200 {
+					bad++
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			failed += bad
+		})
+	}
+	wg.Wait()
+	return failed, errors.Join(errs...)
 }
 
 // once sends the request and reads the answer to its end.
@@ -177,7 +215,7 @@ func Once(address string, header ...string) error {
 	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return err
 	}
-	status, err := c.once(l.request)
+	status, err := c.once(l.requests[0])
 	if err == nil && status != 200 {
 		err = fmt.Errorf("status %d", status)
 	}

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -103,4 +104,48 @@ func TestFailuresAreCounted(t *testing.T) {
 	if err != nil || slice.Failed != 2 || int64(answers) != calls.Load()-1 {
 		t.Errorf("%d failed, %d answers of %d calls, %v", slice.Failed, answers, calls.Load(), err)
 	}
+}
+
+func TestEachRequestHasItsTurn(t *testing.T) {
+	var seen sync.Map
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := seen.LoadOrStore(r.Header.Get("X-Device-Id"), new(atomic.Int64))
+		n.(*atomic.Int64).Add(1)
+		if r.Header.Get("X-Device-Id") == "3" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer s.Close()
+	var header []string
+	for i := range 10 {
+		header = append(header, fmt.Sprint("X-Device-Id: ", i))
+	}
+	l, err := Dial(s.Listener.Addr().String(), 4, header...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if failed, err := l.All(); failed != 1 || err != nil {
+		t.Errorf("%d failed, %v", failed, err)
+	}
+	n := 0
+	seen.Range(func(key, count any) bool {
+		if n++; count.(*atomic.Int64).Load() != 1 {
+			t.Errorf("device %s was sent %d times", key, count.(*atomic.Int64).Load())
+		}
+		return true
+	})
+	if n != 10 {
+		t.Errorf("%d devices of 10", n)
+	}
+	slice, answers, err := l.Run(50 * time.Millisecond)
+	if err != nil || answers < 40 || slice.Failed == 0 {
+		t.Fatalf("%d answers, %+v, %v", answers, slice, err)
+	}
+	seen.Range(func(key, count any) bool {
+		if count.(*atomic.Int64).Load() < 2 {
+			t.Errorf("device %s had no further turn", key)
+		}
+		return true
+	})
 }
