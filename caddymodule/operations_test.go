@@ -202,6 +202,11 @@ var occasions = []occasion{
 		synctest.Wait()
 	}},
 	{"the login server does not know the client", func(x *stage) { x.refusedAtLogin(401, "invalid_client") }},
+	{"the login server expects the client's secret in the other place", func(x *stage) {
+		x.as.SetConfig(func(c *flowtest.Config) { c.ClientSecret = "0123456789" })
+		x.cfg.Secret = func(context.Context) (flow.Secret, error) { return flow.NewSecret("0123456789"), nil }
+		x.refusedAtLogin(401, "invalid_client")
+	}},
 	{"the client may not use the device flow", func(x *stage) { x.refusedAtLogin(400, "unauthorized_client") }},
 	{"the scope is refused", func(x *stage) { x.refusedAtLogin(400, "invalid_scope") }},
 	{"the audience or resource is refused", func(x *stage) { x.refusedAtLogin(400, "invalid_target") }},

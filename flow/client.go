@@ -55,6 +55,7 @@ type answer struct {
 	at      time.Time
 	secrets []Secret // to be scrubbed from texts
 	body    []byte
+	hint    string // what to try if it refuses the client
 }
 
 // exchange sends req and reads the answer. It follows no redirect, since it
@@ -123,6 +124,9 @@ func (a *answer) failure(op string) *Error {
 	if e.Code == "" {
 		e.Code = codeOfStatus(a.status)
 	}
+	if e.Kind == KindConfiguration && refusesClient(e.Code, a.status) {
+		e.Hint = a.hint
+	}
 	return e
 }
 
@@ -161,19 +165,8 @@ func (c *client) form(ctx context.Context, op string, e Endpoints, endpoint stri
 		return nil, err
 	}
 	a.secrets = append(a.secrets, secrets...)
+	a.hint = c.authHint()
 	return a, nil
-}
-
-// common are the parameters of device and token requests alike.
-func (c *client) common() url.Values {
-	v := make(url.Values, len(c.Params)+6)
-	for k, vv := range c.Params {
-		v[k] = append([]string(nil), vv...)
-	}
-	if len(c.Resource) > 0 {
-		v["resource"] = append([]string(nil), c.Resource...)
-	}
-	return v
 }
 
 // deviceCode is a device authorization response (RFC 8628 §3.2).
@@ -209,7 +202,7 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 
 // askCode is one device authorization request.
 func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCode, error) {
-	params := c.common()
+	params := c.common(c.Resource)
 	if len(c.Scope) > 0 {
 		params.Set("scope", strings.Join(c.Scope, " "))
 	}
@@ -268,7 +261,7 @@ func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error
 	if err != nil {
 		return nil, err
 	}
-	params := c.common()
+	params := c.common(c.ownResource())
 	params.Set("grant_type", grantDeviceCode)
 	params.Set("device_code", code.Reveal())
 	if !verifier.IsZero() {
@@ -291,7 +284,11 @@ func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, 
 	if e.Token == "" {
 		return nil, missingEndpoint(opRefresh, "token_endpoint")
 	}
-	params := c.common()
+	if !c.grants(want) {
+		return nil, &Error{Kind: KindConfiguration, Op: opRefresh, Code: "invalid_target",
+			Err: errors.New("the login was not asked for this resource, and a server grants resources at login (RFC 8707): add it to the session's own 'resource'")}
+	}
+	params := c.common(c.ownResource())
 	params.Set("grant_type", "refresh_token")
 	params.Set("refresh_token", token.Reveal())
 	want.ask(params, c.Scope)

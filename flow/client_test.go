@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,7 +90,11 @@ func TestParametersOfTheConfiguration(t *testing.T) {
 			if r.Step == flowtest.Discovery {
 				continue
 			}
-			if r.Form.Get("organization") != "acme" || len(r.Form["resource"]) != 2 {
+			want := w.cfg.Resource
+			if r.Step != flowtest.Device {
+				want = want[:1] // some servers use up a code or a token and then refuse a second
+			}
+			if r.Form.Get("organization") != "acme" || !slices.Equal(r.Form["resource"], want) {
 				w.Errorf("%s: %v", r.Step, r.Form.Encode())
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 )
 
 // ClientAuth is how the client authenticates (RFC 6749 §2.3). One style is used
@@ -111,4 +112,40 @@ func (c *client) audienceOf(e Endpoints) string {
 		return d.issuer
 	}
 	return c.Issuer
+}
+
+// authHint says what to try where the server does not know a client that has sent
+// its secret: servers register one place for it, and "invalid_client" is all that
+// they say about the other. It is for people; trying by ourselves would burn codes.
+func (c *client) authHint() string {
+	place, other, there := "body", ClientAuthBasic, "header"
+	switch c.ClientAuth {
+	case ClientAuthPost:
+	case ClientAuthBasic:
+		place, other, there = "header", ClientAuthPost, "body"
+	default:
+		return ""
+	}
+	hint := fmt.Sprintf("the secret was sent in the %s; if the server expects it in the %s, write 'client_auth %s'", place, there, other)
+	if d := c.known(); d != nil && len(d.auth) > 0 {
+		switch {
+		case !slices.Contains(d.auth, "client_secret_"+string(other)):
+			return ""
+		case !slices.Contains(d.auth, "client_secret_"+string(c.ClientAuth)):
+			return fmt.Sprintf("the secret was sent in the %s, and the server's metadata wants it in the %s: write 'client_auth %s'", place, there, other)
+		}
+	}
+	return hint
+}
+
+// refusesClient reports whether an error is about who the client is. With 401,
+// unauthorized_client is, too (Keycloak).
+func refusesClient(code string, status int) bool {
+	switch errorName(code) {
+	case "invalid_client", "incorrect_client_credentials":
+		return true
+	case "unauthorized_client":
+		return status == http.StatusUnauthorized
+	}
+	return false
 }

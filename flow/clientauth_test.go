@@ -327,3 +327,57 @@ func TestARefreshComesBeforeTheRefreshTokenEnds(t *testing.T) {
 		w.wantCount(flowtest.Refresh, 1)
 	})
 }
+
+// A server says no more than invalid_client to a secret in the wrong place.
+func TestARefusedClientIsToldOfTheOtherPlaceForItsSecret(t *testing.T) {
+	const (
+		toHeader = "the secret was sent in the body; if the server expects it in the header, write 'client_auth basic'"
+		toBody   = "the secret was sent in the header; if the server expects it in the body, write 'client_auth post'"
+	)
+	for name, tc := range map[string]struct {
+		auth    flow.ClientAuth
+		code    string
+		status  int
+		methods any // of the metadata
+		hint    string
+	}{
+		"post":                             {"", "invalid_client", 401, nil, toHeader},
+		"basic":                            {flow.ClientAuthBasic, "invalid_client", 400, nil, toBody},
+		"no secret":                        {flow.ClientAuthNone, "invalid_client", 401, nil, ""},
+		"GitHub":                           {"", "incorrect_client_credentials", 200, nil, toHeader},
+		"Keycloak":                         {flow.ClientAuthBasic, "unauthorized_client", 401, nil, toBody},
+		"it is about the grant":            {"", "unauthorized_client", 400, nil, ""},
+		"it is about the scope":            {"", "invalid_scope", 400, nil, ""},
+		"metadata with both":               {"", "invalid_client", 401, []string{"client_secret_post", "client_secret_basic"}, toHeader},
+		"metadata with the other":          {"", "invalid_client", 401, []string{"none", "client_secret_basic"}, "the server's metadata wants it in the header: write 'client_auth basic'"},
+		"metadata with the other, to body": {flow.ClientAuthBasic, "invalid_client", 401, []string{"client_secret_post"}, "wants it in the body: write 'client_auth post'"},
+		"metadata without the other":       {"", "invalid_client", 401, []string{"client_secret_post"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{ClientSecret: "s3cr3t"}, func(w *world) {
+				w.as.ScriptAlways(flowtest.Discovery, flowtest.Response{Pass: true, Edit: flowtest.EditJSON(func(m map[string]any) {
+					delete(m, "token_endpoint_auth_methods_supported")
+					if tc.methods != nil {
+						m["token_endpoint_auth_methods_supported"] = tc.methods
+					}
+				})})
+				w.as.Script(flowtest.Device, flowtest.ErrorResponse(tc.status, tc.code))
+				w.cfg.ClientAuth = tc.auth
+				if tc.auth != flow.ClientAuthNone {
+					w.cfg.Secret = func(context.Context) (flow.Secret, error) { return flow.NewSecret("s3cr3t"), nil }
+				}
+				s, _ := w.run()
+				_, err := s.Login(w.Context())
+				w.wantError(s, tc.code, flow.ActionFixConfiguration)
+				for _, text := range []string{err.Error(), s.Status().Error.Description} {
+					if !strings.Contains(text, tc.hint) || strings.Contains(text, "client_auth") != (tc.hint != "") || strings.Contains(text, "s3cr3t") {
+						w.Error(text)
+					}
+				}
+				if got := w.as.Count(flowtest.Device); got != 1 {
+					w.Errorf("%d attempts: the other place is for people to try", got)
+				}
+			})
+		})
+	}
+}

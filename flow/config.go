@@ -67,8 +67,10 @@ type Config struct {
 	PKCE bool
 
 	Scope    []string
-	Audience string   // Auth0's "audience"
-	Resource []string // RFC 8707
+	Audience string // Auth0's "audience"
+	// Resource are the APIs that the login shall be good for (RFC 8707). The session's
+	// own token is for the first; [Session.For] has those for the others.
+	Resource []string
 	// Params are sent in addition, with device and token requests alike.
 	Params url.Values
 	// Headers are sent in addition with every request to the authorization
@@ -227,7 +229,11 @@ func (c Config) Fingerprint() string {
 	if len(params) == 0 {
 		params = nil // empty and none are the same
 	}
-	b, err := json.Marshal([]any{strings.TrimSuffix(as, "/"), c.ClientID, sorted(c.Scope), c.Audience, sorted(c.Resource), params})
+	resource := sorted(c.Resource)
+	if len(c.Resource) > 1 {
+		resource = append(resource, c.Resource[0]) // the one that the stored access token is for
+	}
+	b, err := json.Marshal([]any{strings.TrimSuffix(as, "/"), c.ClientID, sorted(c.Scope), c.Audience, resource, params})
 	if err != nil {
 		panic(err) // strings and slices of strings always marshal
 	}

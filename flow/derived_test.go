@@ -529,6 +529,27 @@ func TestTokenForTheWrongAPIIsNotUsed(t *testing.T) {
 	})
 }
 
+// Some servers rotate the refresh token before they look at the resource: asked for
+// one that the login does not have, they would end it.
+func TestAResourceThatTheLoginDoesNotHaveIsNotAskedFor(t *testing.T) {
+	bubble(t, flowtest.Config{AccessTokenLifetime: time.Minute}, func(w *world) {
+		w.cfg.Resource = []string{"https://own.example", "https://b.example"}
+		s, _ := w.loggedIn()
+		w.checkFor(w.wantToken(s), "https://own.example")
+		w.wantFor(w.source(s, apiB), "https://b.example")
+		n := w.as.Count(flowtest.Refresh)
+		other := w.source(s, flow.Want{Resource: []string{"https://b.example", "https://c.example"}})
+		if e := w.notReady(other); e.Status.State != flow.StateMisconfigured || e.Status.Error.Code != "invalid_target" ||
+			!strings.Contains(e.Status.Error.Description, "add it to the session's own 'resource'") {
+			w.Fatal(asJSON(e.Status))
+		}
+		if got := w.as.Count(flowtest.Refresh); got != n {
+			w.Fatalf("%d requests", got-n)
+		}
+		w.wantState(s, flow.StateAuthorized)
+	})
+}
+
 func TestWhatAnExchangeAsksFor(t *testing.T) {
 	bubble(t, flowtest.Config{}, func(w *world) {
 		w.cfg.Scope = []string{"openid", "offline_access", "read", "write"}

@@ -292,7 +292,7 @@ func (s *Session) ownWant() Want {
 		return Want{}
 	}
 	c := s.client.Load()
-	return Want{Audience: c.Audience, Resource: c.Resource, Scope: s.rec.scope}
+	return Want{Audience: c.Audience, Resource: c.ownResource(), Scope: s.rec.scope}
 }
 
 // misdirected reports whether the server has paid no heed to the API that is

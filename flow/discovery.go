@@ -15,6 +15,7 @@ type document struct {
 	issuer string    // as it writes itself
 	mtls   Endpoints // for clients with a certificate (RFC 8705 §5)
 	pkce   bool      // it knows S256 (RFC 7636), at its authorization endpoint at least
+	auth   []string  // how clients may authenticate at its token endpoint; empty: it does not say
 }
 
 // discover fetches the server's metadata: RFC 8414 first, then OpenID Connect
@@ -115,6 +116,7 @@ func (c *client) metadata(ctx context.Context, location string) (*document, erro
 	if aliases, ok := a.fields["mtlsendpointaliases"].(map[string]any); ok {
 		d.mtls = normalize(aliases).endpoints()
 	}
+	d.auth = a.fields.list("token_endpoint_auth_methods_supported")
 	d.pkce = slices.Contains(a.fields.list("code_challenge_methods_supported"), "S256")
 	for _, e := range []Endpoints{d.Endpoints, d.mtls} {
 		for _, endpoint := range e.named() {

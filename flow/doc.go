@@ -44,5 +44,8 @@
 //   - Secrets are of type [Secret], which prints as "[redacted]" whatever the verb.
 //
 // The package does not log, keeps no global state and imports nothing beyond
-// the standard library. What happens is told to an [Observer].
+// the standard library but golang-lru. What happens is told to an [Observer].
+//
+// A program of one's own: see the example in the package tokensource beside this
+// one.
 package flow

@@ -1,23 +1,38 @@
 package flow
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
-// errorCode finds the error's name: error, then error_code, then message at a
-// status of 400 and more, then the same in an error object. Of several, the
-// first that means something counts: frameworks put {"error":"Bad Request"} or
+// errorCode finds the error's name: error, then error_code, then the same in an
+// object or a list, then message and others at a status of 400 and more. Of several,
+// the first that means something counts: frameworks put {"error":"Bad Request"} or
 // the status before it.
 func (f fields) errorCode(status int) (code, description string) {
-	description = f.text("error_description", "error_message", "reason")
+	description = f.text("error_description", "error_message", "error_summary", "reason")
 	names := []string{numbered[f.text("sub_error")], f.text("error"), f.text("error_code")}
-	if object, ok := f["error"].(map[string]any); ok {
-		n := normalize(object)
-		names = append(names, numbered[n.text("error_subcode")], n.text("code"), n.text("status"), n.text("message"))
-		description = firstOf(n.text("message"), description)
+	for _, v := range []any{f["error"], f["errors"]} {
+		if list, ok := v.([]any); ok && len(list) > 0 {
+			v = list[0]
+		}
+		switch v := v.(type) {
+		case string:
+			names = append(names, v)
+		case map[string]any:
+			n := normalize(v)
+			names = append(names, numbered[n.text("error_subcode")], n.text("code"), n.text("status"), n.text("type"),
+				n.text("error"), n.text("name"), n.text("message"))
+			description = firstOf(n.text("message"), description)
+		}
 	}
+	var perhaps []string // members that are mostly about something else
 	if status >= 400 {
 		names = append(names, f.text("message"), f.text("code"))
+		// AWS has __type, RFC 9457 title and detail.
+		perhaps = []string{f.text("type"), f.text("status"), f.text("title"), f.text("detail")}
 	}
-	for _, n := range names {
+	for _, n := range append(slices.Clip(names), perhaps...) {
 		if _, known := meaning(opPoll, errorName(n)); known {
 			return n, description
 		}
@@ -42,9 +57,28 @@ var numbered = map[string]string{
 	"1349152": "expired_token", "20404": "expired_token",
 }
 
-// errorName is how errors are compared: "invalid device code" is a name, too.
+// errorName is how errors are compared: "invalid device code", ExpiredToken and
+// com.example#ExpiredTokenException are names, too.
 func errorName(code string) string {
-	return strings.ToLower(strings.NewReplacer(" ", "_", "-", "_").Replace(code))
+	if i := strings.LastIndexByte(code, '#'); i >= 0 {
+		code = code[i+1:]
+	}
+	code = strings.TrimSuffix(strings.Trim(code, " .\t\r\n"), "Exception")
+	b := make([]byte, 0, len(code)+4)
+	for i := range len(code) {
+		c := code[i]
+		switch {
+		case c == ' ' || c == '-':
+			c = '_'
+		case c >= 'A' && c <= 'Z':
+			if i > 0 && code[i-1] >= 'a' && code[i-1] <= 'z' {
+				b = append(b, '_')
+			}
+			c += 'a' - 'A'
+		}
+		b = append(b, c)
+	}
+	return string(b)
 }
 
 // classify gives the kind of an error answer. The name comes first and the
@@ -55,8 +89,11 @@ func classify(op, code string, status int) Kind {
 	if name == "slow_down" && op == opPoll {
 		return KindSlowDown
 	}
-	if status == 429 || status >= 500 || status == 408 {
+	switch {
+	case status == 408 || status == 429 || status >= 500:
 		return KindTemporary
+	case status == 407 || status == 421 || status == 425:
+		return KindTemporary // a proxy, or the connection: the server has not looked at it
 	}
 	kind, known := meaning(op, name)
 	switch {
@@ -77,7 +114,8 @@ func classify(op, code string, status int) Kind {
 // some server uses at any.
 func meaning(op, name string) (kind Kind, known bool) {
 	switch name {
-	case "server_error", "temporarily_unavailable", "rate_limit_exceeded", "too_many_user_codes", "slow_down":
+	case "server_error", "temporarily_unavailable", "too_many_user_codes", "slow_down",
+		"rate_limit_exceeded", "rate_limited", "too_many_requests", "quota_exceeded":
 		return KindTemporary, true
 	case "invalid_client", "unauthorized_client", "invalid_scope", "unsupported_grant_type",
 		"device_flow_disabled", "incorrect_client_credentials", "invalid_target":
@@ -100,11 +138,11 @@ func meaning(op, name string) (kind Kind, known bool) {
 		return KindDoubtful, name == "invalid_request" || name == "access_denied"
 	}
 	switch name {
-	case "authorization_pending":
+	case "authorization_pending", "pending":
 		kind = KindPending
-	case "access_denied", "authorization_declined":
+	case "access_denied", "authorization_declined", "authorization_denied", "user_denied":
 		kind = KindDenied
-	case "expired_token", "token_expired", "expired", "invalid_code_pair",
+	case "expired_token", "token_expired", "expired", "code_expired", "device_code_expired", "invalid_code_pair",
 		"bad_verification_code", "incorrect_device_code", "invalid_device_code":
 		kind = KindExpired
 	case "invalid_request":

@@ -56,6 +56,9 @@ type Error struct {
 	Code string
 	// Description is the server's own, cleaned and bounded, without secrets.
 	Description string
+	// Hint is ours: what to write instead in the configuration, where that is likely
+	// to help. Often empty.
+	Hint string
 	// Status is the HTTP status, 0 when there was no answer.
 	Status int
 	// RetryAfter is the server's wish (RFC 9110 §10.2.3), clamped; 0 when there was none.
@@ -83,8 +86,11 @@ func (e *Error) reason() string {
 	case e.Status != 0:
 		s = fmt.Sprintf("%s (HTTP %d)", e.Code, e.Status)
 	}
-	if e.Description != "" {
-		s += ": " + e.Description
+	switch {
+	case e.Hint != "" && e.Description != "": // ours first: what is too long is cut at its end
+		s += ": " + e.Hint + ". The server says: " + e.Description
+	case e.Hint+e.Description != "":
+		s += ": " + e.Hint + e.Description
 	}
 	return s
 }

@@ -109,6 +109,12 @@ func TestFingerprint(t *testing.T) {
 			t.Errorf("%s: the same fingerprint", name)
 		}
 	}
+	// The stored access token is for the first of several resources.
+	a, b := base, base
+	a.Resource, b.Resource = []string{"https://r.example", "https://s.example"}, []string{"https://s.example", "https://r.example"}
+	if a.Fingerprint() == b.Fingerprint() {
+		t.Error("another first resource: the same fingerprint")
+	}
 }
 
 func TestReloadDuringARefreshIsOneRefresh(t *testing.T) {

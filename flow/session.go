@@ -163,6 +163,9 @@ func (e *NotReadyError) Error() string {
 	if e.Status.Error != nil {
 		msg += ": " + e.Status.Error.Description
 	}
+	if l := e.Status.Login; l != nil {
+		msg += fmt.Sprintf(": open %s and enter the code %s", clean(l.VerificationURI, 200), clean(l.UserCode, 64))
+	}
 	return msg
 }
 

@@ -62,7 +62,7 @@ func (a *answer) grant(op string) (*grant, error) {
 		return nil, a.failure(op)
 	}
 	g := &grant{
-		access:  NewSecret(f.text("access_token")),
+		access:  NewSecret(bareToken(f.text("access_token"))),
 		refresh: NewSecret(f.text("refresh_token")),
 		scope:   f.list("scope"),
 	}
@@ -90,26 +90,41 @@ func (a *answer) grant(op string) (*grant, error) {
 	case g.access.IsZero():
 		return g, unusable("the answer has no access_token")
 	case !bearerSyntax(g.access.Reveal()):
-		return g, unusable("the access token has characters that RFC 6750 does not allow in a header")
-	case typ != "" && !strings.EqualFold(typ, "bearer"):
+		return g, unusable("the access token has characters that cannot stand in a header")
+	case typ != "" && !isBearer(typ):
 		return g, &Error{Kind: KindConfiguration, Op: op, Code: "unsupported_token_type", Status: a.status,
 			Description: "the server issues tokens of type " + clean(typ, 32) + ", only Bearer can be used"}
 	}
 	return g, nil
 }
 
-// bearerSyntax is b64token of RFC 6750 §2.1, with a generous bound.
+// isBearer reports whether tokens of that type are used as RFC 6750 says: Bearer in
+// any case, or what Apigee calls them, BearerToken.
+func isBearer(typ string) bool {
+	typ = strings.TrimSpace(typ)
+	return strings.EqualFold(typ, "Bearer") || strings.EqualFold(typ, "BearerToken")
+}
+
+// bareToken is an access token without what some servers put around it: a line
+// break, or the scheme that goes before it in a request.
+func bareToken(s string) string {
+	s = strings.TrimSpace(s)
+	if scheme, token, ok := strings.Cut(s, " "); ok && strings.EqualFold(scheme, "bearer") {
+		s = strings.TrimSpace(token)
+	}
+	return s
+}
+
+// bearerSyntax is what can stand behind "Bearer" in a header, with a generous bound.
+// It is more than b64token of RFC 6750 §2.1, since Salesforce's tokens have a !,
+// and those of others a | or a colon (RFC 6749 allows all visible characters);
+// but nothing that a reader of the header could take for its end or for a list.
 func bearerSyntax(s string) bool {
-	if s == "" || len(s) > 256<<10 {
+	if strings.TrimRight(s, "=") == "" || len(s) > 256<<10 {
 		return false
 	}
-	body := strings.TrimRight(s, "=")
-	if body == "" {
-		return false
-	}
-	for i := range len(body) {
-		c := body[i]
-		if !isLetter(c) && !(c >= '0' && c <= '9') && !strings.ContainsRune("-._~+/", rune(c)) {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || c == '"' || c == ',' || c == '\\' {
 			return false
 		}
 	}

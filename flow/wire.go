@@ -51,8 +51,9 @@ func decodeFields(contentType string, body []byte) (f fields, ok bool) {
 	}
 	mime, _, _ := strings.Cut(contentType, ";")
 	mime = strings.ToLower(strings.TrimSpace(mime))
-	if mime != "application/x-www-form-urlencoded" && mime != "text/plain" && mime != "" {
-		return nil, false
+	labelled := mime == "application/x-www-form-urlencoded" || mime == "text/plain" || mime == ""
+	if !labelled && bytes.ContainsAny(body, "<>\" \t\r\n") {
+		return nil, false // a page; a form that a script has called one has none of these
 	}
 	if bytes.Count(body, []byte{'&'}) > maxValues {
 		return nil, false

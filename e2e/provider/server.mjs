@@ -11,13 +11,16 @@
 //   {"event":"token","grant":"device_code","status":400,"error":"authorization_pending","rotated":false}
 //   {"event":"token","grant":"refresh_token","status":200,"error":"","rotated":true}
 //   {"event":"revocation","status":200,"error":""}
+//   {"event":"grant.revoked"}
 //
 // No token, code or secret is ever printed.
 //
 // Settings by environment: in seconds, ACCESS_TOKEN_TTL (4) and DEVICE_CODE_TTL
 // (600); for a second client, "service", CLIENT_AUTH (private_key_jwt or
 // self_signed_tls_client_auth) and CLIENT_JWKS, its public keys; for clients with
-// a certificate, TLS_CERT and TLS_KEY, the files of a second listener.
+// a certificate, TLS_CERT and TLS_KEY, the files of a second listener; for resource
+// indicators (RFC 8707), RESOURCES, the APIs with spaces between them: their access
+// tokens are JWTs for one of them each, with the scope "read".
 
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -28,7 +31,7 @@ import { once } from 'node:events';
 // The library's advice for production goes to console.info, which is standard
 // output. The first line there is the URL.
 console.info = console.error;
-const { Provider } = await import('oidc-provider');
+const { Provider, errors } = await import('oidc-provider');
 
 const seconds = (name, fallback) => {
   const value = Number(process.env[name] ?? fallback);
@@ -71,6 +74,8 @@ if (process.env.TLS_CERT) {
   };
 }
 
+const resources = (process.env.RESOURCES ?? '').split(' ').filter(Boolean);
+
 const service = process.env.CLIENT_AUTH && {
   client_id: 'service',
   client_name: 'Legacy service',
@@ -111,6 +116,20 @@ const provider = new Provider(issuer, {
     devInteractions: { enabled: true },
     revocation: { enabled: true },
     introspection: { enabled: true },
+    // The rest of it stays the library's default: a token request that names two
+    // resources, or none where two were granted, is refused, and what it brought,
+    // code or refresh token, is used up all the same.
+    resourceIndicators: {
+      enabled: resources.length > 0,
+      getResourceServerInfo: (_ctx, resource) => {
+        if (!resources.includes(resource)) {
+          throw new errors.InvalidTarget();
+        }
+        return {
+          audience: resource, scope: 'read', accessTokenFormat: 'jwt', accessTokenTTL,
+        };
+      },
+    },
     mTLS: {
       enabled: true,
       selfSignedTlsClientAuth: true,
@@ -157,6 +176,9 @@ provider.use(async (ctx, next) => {
     });
   }
 });
+
+// A refresh token that is used twice has this happen.
+provider.on('grant.revoked', () => log({ event: 'grant.revoked' }));
 
 server.on('request', provider.callback());
 tlsServer?.on('request', provider.callback());
