@@ -42,17 +42,17 @@ var buildFlags = []string{"-trimpath", "-ldflags", "-s -w", "-tags", "nobadger,n
 
 func (b *bench) build(ctx context.Context, r *results) error {
 	for _, one := range []struct {
-		binary           *string
-		name, dir, which string
+		binary      *string
+		name, which string
 	}{
-		{&b.stock, "stock", ".", "github.com/caddyserver/caddy/v2/cmd/caddy"},
-		{&b.full, "full", ".", "./cmd/caddy"},
-		{&b.slim, "slim", ".", "./cmd/caddy-slim"},
-		{&b.oauth2, "oauth2proxy", "bench/oauth2proxy", "."},
+		{&b.stock, "stock", "github.com/caddyserver/caddy/v2/cmd/caddy"},
+		{&b.full, "full", "./cmd/caddy"},
+		{&b.slim, "slim", "./cmd/caddy-slim"},
+		{&b.oauth2, "oauth2proxy", "./bench/oauth2proxy"},
 	} {
 		*one.binary = filepath.Join(b.folder, one.name)
 		cmd := exec.CommandContext(ctx, "go", append(append([]string{"build", "-o", *one.binary}, buildFlags...), one.which)...)
-		cmd.Dir, cmd.Env = one.dir, append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
+		cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", one.which, err, out)
 		}

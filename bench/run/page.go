@@ -53,9 +53,10 @@ func replaceSection(page []byte, section string) ([]byte, error) {
 // section is the text between the markers.
 func (r *results) section() string {
 	var out strings.Builder
-	disturbed, all := r.disturbed()
+	disturbed, all, others := r.disturbed()
 	fmt.Fprintf(&out, "\nMeasured on %s: %s. It took %.0f minutes.\n", r.at.UTC().Format("2 January 2006"), &r.machine, r.took.Minutes())
-	fmt.Fprintf(&out, "In %d of %d slices others had more than %.0f %% of the machine; these do not count.\n", disturbed, all, 100*lab.Disturbed)
+	fmt.Fprintf(&out, "In %d of %d slices others had more than %.0f %% of the machine (median of all: %.0f %%); these do not count.\n",
+		disturbed, all, 100*lab.Disturbed, 100*others)
 	if 3*(all-disturbed) < all {
 		out.WriteString("**The machine was not quiet, so all of them do count here: take the figures as rough.**\n")
 	}

@@ -69,11 +69,13 @@ func (r *results) herdRatio(refreshing, still int) (lab.Spread, int, bool) {
 	return lab.SpreadOf(ratios), dropped, calm
 }
 
-// disturbed counts the slices in which others were busy, of all that were measured.
-func (r *results) disturbed() (disturbed, all int) {
+// disturbed counts the slices in which others were busy, of all that were measured; others is the median of their share.
+func (r *results) disturbed() (disturbed, all int, others float64) {
+	var shares []float64
 	count := func(slices []lab.Slice) {
 		for _, s := range slices {
 			all++
+			shares = append(shares, s.Others)
 			if s.Others > lab.Disturbed {
 				disturbed++
 			}
@@ -87,7 +89,7 @@ func (r *results) disturbed() (disturbed, all int) {
 	for _, h := range r.herders {
 		count(h.slices)
 	}
-	return disturbed, all
+	return disturbed, all, lab.SpreadOf(shares).Mid
 }
 
 // goals are the bounds that the project has set itself, and what they are now.

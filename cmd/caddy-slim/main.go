@@ -5,7 +5,12 @@
 package main
 
 import (
+	"runtime/debug"
+	"time"
+
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/deviceflow/caddy-deviceflow/cmd/caddy-slim/headroom"
 
 	// Each has its reason in docs/slim.md.
 	_ "github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -27,6 +32,13 @@ import (
 	_ "github.com/deviceflow/caddy-deviceflow"
 )
 
+// settled is when the start is over, and what it has left behind goes back to the system.
+const settled = 2 * time.Second
+
 func main() {
+	time.AfterFunc(settled, func() {
+		headroom.Release()
+		debug.FreeOSMemory()
+	})
 	caddycmd.Main()
 }

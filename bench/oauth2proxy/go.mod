@@ -1,5 +1,0 @@
-module github.com/deviceflow/caddy-deviceflow/bench/oauth2proxy
-
-go 1.26.0
-
-require golang.org/x/oauth2 v0.37.0
