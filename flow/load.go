@@ -85,13 +85,19 @@ func (s *saveState) known() Secret {
 
 // remember notes what the store holds.
 func (s *Session) remember(b []byte) {
-	seen := NewSecret(string(b))
-	now := time.Now()
+	s.save.seen, s.save.looked = NewSecret(string(b)), time.Now()
+}
+
+// nextLook is when to see again what other instances did.
+func (s *Session) nextLook() time.Time {
 	every := lookEvery
+	if s.rec.pending == nil { // else a person waits
+		every = s.client.Load().kin.pace()
+	}
 	if l := s.rec.lifetime(); l > 0 {
 		every = min(every, max(l/10, lookAtLeast))
 	}
-	s.save.seen, s.save.looked, s.save.nextLook = seen, now, now.Add(every)
+	return s.save.looked.Add(every)
 }
 
 // ready lets those go on who wait for the stored login.

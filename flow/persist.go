@@ -14,7 +14,7 @@ const (
 	saveRetryMax    = 30 * time.Second
 	loadPatience    = 10 * time.Second // no login is asked of anybody while the store may just be slow to come
 	lastSaveTimeout = time.Second
-	lookEvery       = 2 * time.Second // for what other instances did, and more often for short-lived tokens
+	lookEvery       = 2 * time.Second // for what other instances did; more often for short-lived tokens, and less for one of many sessions
 	lookAtLeast     = 200 * time.Millisecond
 )
 
@@ -40,10 +40,9 @@ type saveState struct {
 	// unlock gives locks back once what they guarded is in the store.
 	unlock []func()
 
-	seen     Secret    // what was last read or written
-	reread   int       // how often it has to be read all the same
-	looked   time.Time // when the store was last known to hold seen
-	nextLook time.Time
+	seen   Secret    // what was last read or written
+	reread int       // how often it has to be read all the same
+	looked time.Time // when the store was last known to hold seen
 }
 
 // stepSave reads or saves if there is something to do and the store had its pause.
@@ -66,7 +65,7 @@ func (s *Session) stepSave(now time.Time) {
 		s.load()
 	case s.save.dirty && !s.save.frozen:
 		s.write(s.jobCtx)
-	case s.mayLook() && !now.Before(s.save.nextLook):
+	case s.mayLook() && !now.Before(s.nextLook()):
 		s.look()
 	}
 }
