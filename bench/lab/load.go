@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -129,8 +130,8 @@ func (c *conn) call(l *Load, end time.Time) (failed int, err error) {
 	return failed, nil
 }
 
-// All sends each of the requests once, and returns how many were not answered with 200.
-func (l *Load) All() (failed int, err error) {
+// All sends each of the requests once, unless ctx ends before, and returns how many were not answered with 200.
+func (l *Load) All(ctx context.Context) (failed int, err error) {
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex
@@ -141,7 +142,7 @@ func (l *Load) All() (failed int, err error) {
 			bad := 0
 			for at := i; at < len(l.requests); at += len(l.conns) {
 				status, err := c.once(l.requests[at])
-				if err != nil {
+				if err = errors.Join(err, ctx.Err()); err != nil {
 					mu.Lock()
 					defer mu.Unlock()
 					errs = append(errs, err)

@@ -125,7 +125,7 @@ func TestEachRequestHasItsTurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if failed, err := l.All(); failed != 1 || err != nil {
+	if failed, err := l.All(t.Context()); failed != 1 || err != nil {
 		t.Errorf("%d failed, %v", failed, err)
 	}
 	n := 0

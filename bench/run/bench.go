@@ -170,6 +170,6 @@ func runCaddy(binary string) []string {
 
 // deviceFlow is the short form with its defaults; more are further lines.
 func deviceFlow(upstream, issuer string, more ...string) string {
-	lines := append([]string{"issuer " + issuer, "client_id demo-client", "scope offline_access", "login eager"}, more...)
+	lines := append([]string{"issuer " + issuer, "client_id demo-client", "scope offline_access"}, more...)
 	return "device_flow http://" + upstream + " {\n\t\t" + strings.Join(lines, "\n\t\t") + "\n\t}"
 }

@@ -45,16 +45,17 @@ type plan struct {
 	herds       int
 	benchTime   string
 	benchCount  int
+	keyed       []int // devices, each with a login of its own
 }
 
 var (
 	whole = plan{
 		slice: time.Second, rounds: 15, warmUp: 2, connections: []int{32, 128, 256}, starts: 40, idle: 8 * time.Second,
-		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5,
+		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5, keyed: []int{1, 1000, 10000},
 	}
 	brief = plan{
 		slice: 300 * time.Millisecond, rounds: 2, warmUp: 1, connections: []int{32, 128, 256}, starts: 4, idle: 2 * time.Second,
-		herd: 3 * time.Second, herds: 2, benchTime: "20ms", benchCount: 1,
+		herd: 3 * time.Second, herds: 2, benchTime: "20ms", benchCount: 1, keyed: []int{1, 1000},
 	}
 )
 
@@ -88,6 +89,7 @@ func run(ctx context.Context, quick bool, docs string) (err error) {
 		{"start-up", b.startUps},
 		{"requests", b.requests},
 		{"refreshing under load", b.refreshing},
+		{"one login per device", b.keyedSessions},
 		{"in-process benchmarks", b.inProcess},
 	} {
 		fmt.Fprintf(os.Stderr, "%4.0f s  %s\n", time.Since(began).Seconds(), stage.name)

@@ -63,6 +63,7 @@ func (r *results) section() string {
 	r.requestTables(&out)
 	r.startTable(&out)
 	r.refreshTable(&out)
+	r.crowdTable(&out)
 	r.functionTable(&out)
 	return out.String()
 }
@@ -116,6 +117,24 @@ func (r *results) refreshTable(out *strings.Builder) {
 			against = ratio(s)
 		}
 		fmt.Fprintf(out, "| %s | %.2f ms | %.2f ms | %.2f ms | %s |\n", h.name, mid(lab.P50), mid(lab.P99), mid(lab.P999), against)
+	}
+}
+
+func (r *results) crowdTable(out *strings.Builder) {
+	out.WriteString("\n### One login per device\n\n")
+	fmt.Fprintf(out, "`session_key` with so many devices, each with its own stored login, that call one after the other over %d connections;\n", keyedConnections)
+	fmt.Fprintf(out, "%d slices of %v each, in turns. Memory when all have called once, before the load; in memory: how long that first round took.\n\n", r.plan.rounds, r.plan.slice)
+	out.WriteString("| devices | CPU per request | more than with one | p50 | p99 | memory | per device | in memory after |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	for i, c := range r.crowds {
+		kept, _ := lab.Quiet(c.slices)
+		mid := func(of func(lab.Slice) float64) float64 { return lab.SpreadOf(lab.Each(kept, of)).Mid }
+		more, each := "–", "–"
+		if i > 0 {
+			cpu, kib := r.perDevice(i)
+			more, each = fmt.Sprintf("%+.1f µs (%+.1f – %+.1f)", cpu.Mid, cpu.Low, cpu.High), fmt.Sprintf("%.1f KiB", kib)
+		}
+		fmt.Fprintf(out, "| %d | %.1f µs | %s | %.2f ms | %.2f ms | %.0f MiB | %s | %.1f s |\n", c.devices, mid(lab.CPU), more, mid(lab.P50), mid(lab.P99),
+			c.memory.Own, each, c.loaded.Seconds())
 	}
 }
 

@@ -20,6 +20,7 @@ type results struct {
 	builds      []*starter
 	contestants []*contestant
 	herders     []*herder
+	crowds      []*crowd
 	functions   []*function
 }
 
@@ -69,6 +70,16 @@ func (r *results) herdRatio(refreshing, still int) (lab.Spread, int, bool) {
 	return lab.SpreadOf(ratios), dropped, calm
 }
 
+// perDevice is what a request costs more than with one device, in µs of processor time, and the KiB of a further device.
+func (r *results) perDevice(crowd int) (cpu lab.Spread, kib float64) {
+	one, many := r.crowds[0], r.crowds[crowd]
+	var more []float64
+	for i := range many.slices {
+		more = append(more, many.slices[i].CPU-one.slices[i].CPU)
+	}
+	return lab.SpreadOf(more), (many.memory.Own - one.memory.Own) * 1024 / float64(max(many.devices-one.devices, 1))
+}
+
 // disturbed counts the slices in which others were busy, of all that were measured; others is the median of their share.
 func (r *results) disturbed() (disturbed, all int, others float64) {
 	var shares []float64
@@ -88,6 +99,9 @@ func (r *results) disturbed() (disturbed, all int, others float64) {
 	}
 	for _, h := range r.herders {
 		count(h.slices)
+	}
+	for _, c := range r.crowds {
+		count(c.slices)
 	}
 	return disturbed, all, lab.SpreadOf(shares).Mid
 }
@@ -128,5 +142,9 @@ func (r *results) goals() string {
 	line("slim build: own memory at rest", ownAtRest(r.builds[2])/ownAtRest(r.builds[0]), 0.75, false)
 	herd, _, _ := r.herdRatio(1, 0)
 	line("p99.9 with refreshing against without", herd.Mid, 1.1, false)
+	for i, c := range r.crowds[1:] {
+		more, _ := r.perDevice(i + 1)
+		line(fmt.Sprintf("%d devices: µs more per request than one", c.devices), more.Mid, 1, false)
+	}
 	return out.String()
 }

@@ -44,6 +44,16 @@ func made() *results {
 		}
 		r.herders = append(r.herders, h)
 	}
+	for _, devices := range []int{1, 1001} {
+		c := &crowd{devices: devices, loaded: time.Second, memory: lab.Memory{Own: 10}}
+		if devices > 1 {
+			c.memory.Own += 20
+		}
+		for range 3 {
+			c.slices = append(c.slices, lab.Slice{CPU: 50 + float64(devices)/2000})
+		}
+		r.crowds = append(r.crowds, c)
+	}
 	r.functions = []*function{{name: "Guard", ns: []float64{1, 2, 3}, allocated: []float64{0}, allocations: 0}}
 	return r
 }
@@ -52,9 +62,10 @@ func TestTheSectionStatesMediansOfUndisturbedPairs(t *testing.T) {
 	text := made().section()
 	for _, want := range []string{
 		"| **device_flow** | 90.0 µs | 0.90 (0.90–0.90) | 1000 | 1.00 (1.00–1.00) | 1.00 ms | 2.00 ms | 0 MiB | 4 |",
-		"In 3 of 72 slices", "32 connections:", "256 connections:",
+		"In 3 of 78 slices", "32 connections:", "256 connections:",
 		"| device_flow, slim | 20.0 ms | 0.50 (0.50–0.50) | 44.0 MB | 4.0 MiB | 0.40 | 50 MiB |",
 		"| herder | 0.00 ms | 0.00 ms | 11.00 ms | 1.10 (1.10–1.10) |",
+		"| 1001 | 50.5 µs | +0.5 µs (+0.5 – +0.5) | 0.00 ms | 0.00 ms | 30 MiB | 20.5 KiB | 1.0 s |",
 		"| Guard | 2.0 ns | 0 B | 0 |",
 	} {
 		if !strings.Contains(text, want) {
