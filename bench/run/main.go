@@ -54,7 +54,7 @@ var (
 		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5, keyed: []int{1, 1000, 10000},
 	}
 	brief = plan{
-		slice: 300 * time.Millisecond, rounds: 2, warmUp: 1, connections: []int{32, 128, 256}, starts: 4, idle: 2 * time.Second,
+		slice: 300 * time.Millisecond, rounds: 2, warmUp: 1, connections: []int{32, 128, 256}, starts: 4, idle: 4 * time.Second,
 		herd: 3 * time.Second, herds: 2, benchTime: "20ms", benchCount: 1, keyed: []int{1, 1000},
 	}
 )
