@@ -196,7 +196,7 @@ func (t *Transport) running(req *http.Request, vars map[string]any) (*running, e
 		}
 	}
 	if t.keyed != nil {
-		return t.keyed.running(req, vars, true)
+		return t.keyed.running(req, nil, true) // the variables are only read now, see tally.claim
 	}
 	return t.session.running(req.Context())
 }
