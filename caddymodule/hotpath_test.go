@@ -57,8 +57,8 @@ type hot struct {
 	few, many   *http.Request // header fields: as programs send, and more than one group of a Go map holds
 }
 
-// call is one request through a whole server.
-func call(tb testing.TB, srv *caddyhttp.Server) func() {
+// throughServer is one request through a whole server.
+func throughServer(tb testing.TB, srv *caddyhttp.Server) func() {
 	w := &statusWriter{header: make(http.Header, 8)}
 	return func() {
 		r := incoming("a=b")
@@ -212,7 +212,7 @@ func TestTheHotPathAllocatesLittle(t *testing.T) {
 		{"transport", trip(t, h.transport, h.few), trip(t, h.transport.HTTPTransport, h.few), 4},
 		// From nine fields on, a map has four parts.
 		{"transport, many fields", trip(t, h.transport, h.many), trip(t, h.transport.HTTPTransport, h.many), 6},
-		{"the whole chain", call(t, h.ours), call(t, h.stock), 12},
+		{"the whole chain", throughServer(t, h.ours), throughServer(t, h.stock), 12},
 	} {
 		if racing && c.name == "the whole chain" {
 			continue // the race detector has sync.Pool forget at random, and Caddy uses it
@@ -272,6 +272,6 @@ func BenchmarkTransport(b *testing.B) {
 // The whole of Caddy but for its connections.
 func BenchmarkChain(b *testing.B) {
 	h := newHot(b)
-	b.Run("device_flow", func(b *testing.B) { bench(b, call(b, h.ours)) })
-	b.Run("reverse_proxy", func(b *testing.B) { bench(b, call(b, h.stock)) })
+	b.Run("device_flow", func(b *testing.B) { bench(b, throughServer(b, h.ours)) })
+	b.Run("reverse_proxy", func(b *testing.B) { bench(b, throughServer(b, h.stock)) })
 }
