@@ -116,9 +116,7 @@ func TestInstanceDiesWithoutHarmToTheOthers(t *testing.T) {
 	one, two := callEvery(t, nodes[0].url+"/", 100*time.Millisecond), callEvery(t, nodes[1].url+"/", 100*time.Millisecond)
 	for range sample(4, 40) {
 		seen := as.Stats().Refreshes
-		every(t, time.Millisecond, 2*lifetime, "a refresh that is saved", func() bool {
-			return as.Stats().Refreshes > seen && recordHolds(folder, issued.latest())
-		})
+		issued.awaitSaved(t, folder, 2*lifetime)
 		nodes[2].stop(t, syscall.SIGKILL)
 		eventually(t, 3*lifetime, "the others refresh", func() bool { return as.Stats().Refreshes > seen+1 })
 		nodes[2].start(t)
@@ -133,6 +131,16 @@ func TestInstanceDiesWithoutHarmToTheOthers(t *testing.T) {
 	if got := as.Stats(); got.Reuses != 0 || got.DeviceRequests != 1 {
 		t.Errorf("%d reuses and %d codes, want 0 and 1", got.Reuses, got.DeviceRequests)
 	}
+}
+
+// awaitSaved waits until another refresh token has been issued and is on disk.
+func (i *issued) awaitSaved(t *testing.T, folder string, limit time.Duration) {
+	t.Helper()
+	before := i.latest() // not the count of refreshes: that is ahead of the answers
+	every(t, time.Millisecond, limit, "a new refresh token is on disk", func() bool {
+		latest := i.latest()
+		return latest != before && recordHolds(folder, latest)
+	})
 }
 
 // recordHolds says whether a token is in the one login stored in a folder. Other files come and go while Caddies run.

@@ -32,9 +32,9 @@ func awaitRefresh(t *testing.T, as *flowtest.Server, limit time.Duration) {
 }
 
 // TestServerDownForHalfALifetimeIsNotNoticed has the authorization server away from the middle of a token's life
-// until shortly before its end, when a refresh would have been due.
+// until shortly before its end, when a refresh would have been due. Not in parallel: between the latest moment at which
+// that is due and the look at the state are 200 ms.
 func TestServerDownForHalfALifetimeIsNotNoticed(t *testing.T) {
-	parallel(t)
 	const lifetime = 8 * time.Second
 	as, _, c := startProxy(t, lifetime)
 	calls := callEvery(t, c.url+"/", 50*time.Millisecond)

@@ -67,7 +67,6 @@ func (s *eventStream) requireEnd(t *testing.T) {
 // TestOpenStatusPageHoldsUpNeitherReloadNorEnd has browsers on the status page while Caddy reloads and while it ends,
 // with no grace_period: Caddy then waits for open requests for ever.
 func TestOpenStatusPageHoldsUpNeitherReloadNorEnd(t *testing.T) {
-	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	config := site("device", "openid")
