@@ -32,6 +32,8 @@ func (s *Session) Run(ctx context.Context) {
 			} else {
 				s.renew(r.slot, r.token)
 			}
+		case <-s.rouse:
+			s.hurry()
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
@@ -86,6 +88,9 @@ func (s *Session) step(now time.Time) (began bool) {
 		return false
 	}
 	s.stepAccount(now)
+	if s.demanded || s.client.Load().Login == LoginEager {
+		s.hurry()
+	}
 	lapsed := s.stepToken(now)
 	s.stepRefresh(now)
 	if lapsed {
@@ -166,7 +171,8 @@ func (s *Session) publish() {
 	old := s.view.Swap(&view{
 		token:   s.token,
 		status:  st,
-		waiting: !s.loaded || s.token == nil && s.refreshing(),
+		waiting: !s.loaded || s.token == nil && (s.refreshing() || s.refresh.unhurried),
+		asleep:  !s.loaded || s.refresh.unhurried,
 		grant:   !s.rec.refresh.IsZero(),
 		asking:  s.login.asking,
 		changed: make(chan struct{}),
