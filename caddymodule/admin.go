@@ -60,7 +60,10 @@ func (a *Admin) list(w http.ResponseWriter, r *http.Request) error {
 
 func (a *Admin) one(w http.ResponseWriter, r *http.Request) error {
 	name, action, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, adminPath+"/"), "/")
-	s := runningSession(name)
+	s, err := sessionNamed(r.Context(), name)
+	if err != nil {
+		return apiError(http.StatusServiceUnavailable, fmt.Errorf("session %s: %w", name, err))
+	}
 	if s == nil {
 		return apiError(http.StatusNotFound, fmt.Errorf("there is no session %q; GET %s lists them", name, adminPath))
 	}

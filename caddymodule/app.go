@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,10 @@ type session struct {
 	live    atomic.Pointer[running]
 	started chan struct{}
 	held    bool // from Start to Stop
+
+	newObserver func() flow.Observer // each session has its own
+	plain       bool                 // somebody wants it without a key
+	keyed       map[string]*keyed    // who wants it with one, by session_key
 }
 
 // pageKey is a place where a status page can be.
@@ -85,6 +90,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 // declare makes a session known. To declare it again with the same settings is
 // no error, with other settings it is: one would get the other's token.
 func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*session, error) {
+	if strings.Contains(name, keyMark) {
+		return nil, fmt.Errorf("session name %q: use letters, digits, dot, underscore and hyphen", name)
+	}
 	raw, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("session %s: %w", name, err)
@@ -100,11 +108,15 @@ func (a *App) declare(ctx caddy.Context, name, storageName string, c *Client) (*
 	if err != nil {
 		return nil, fmt.Errorf("session %s: %w", name, err)
 	}
-	cfg.Observer = logObserver(a.logger)
-	if c.LogQR {
-		cfg.Observer = observers(a.logger, cfg.Observer, qrObserver(newTerminal(os.Stderr)))
+	s := &session{name: name, raw: raw, started: make(chan struct{})}
+	s.newObserver = func() flow.Observer {
+		if c.LogQR {
+			return observers(a.logger, logObserver(a.logger), qrObserver(newTerminal(os.Stderr)))
+		}
+		return logObserver(a.logger)
 	}
-	s := &session{name: name, cfg: cfg, raw: raw, started: make(chan struct{})}
+	cfg.Observer = s.newObserver()
+	s.cfg = cfg
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, other := range a.sessions {
@@ -147,16 +159,24 @@ func (a *App) claimPage(key pageKey, name string) error {
 // Start makes the sessions run. It asks no server and waits for no storage.
 func (a *App) Start() error {
 	for _, s := range a.sessions {
+		if st, ok := s.cfg.Store.(store); ok {
+			// A process that was killed is often back at once, and what it has left
+			// behind is old enough only later.
+			a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
+		}
+		for _, k := range s.keyed {
+			if err := k.attach(); err != nil {
+				return fmt.Errorf("session %s: %w", s.name, err)
+			}
+		}
+		if s.keyedOnly() {
+			continue
+		}
 		r, err := start(a, s.cfg)
 		if r != nil {
 			s.held = true
 			s.live.Store(r)
 			close(s.started)
-			if st, ok := s.cfg.Store.(store); ok {
-				// A process that was killed is often back at once, and what it has left
-				// behind is old enough only later.
-				a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
-			}
 		}
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.name, err)
@@ -177,19 +197,23 @@ func (a *App) Stop() error {
 	for _, t := range a.sweeps {
 		t.Stop()
 	}
+	fail := func(err error) {
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			errs = errors.Join(errs, err)
+		}
+	}
 	for _, s := range a.sessions {
+		for _, k := range s.keyed {
+			wg.Go(func() { fail(k.detach()) })
+		}
 		if !s.held {
 			continue
 		}
 		s.held = false
 		r := s.live.Load()
-		wg.Go(func() {
-			if err := r.release(a, poolKey{s.cfg.Name, s.cfg.Fingerprint()}); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = errors.Join(errs, err)
-			}
-		})
+		wg.Go(func() { fail(r.release(a, poolKey{s.cfg.Name, s.cfg.Fingerprint()})) })
 	}
 	wg.Wait()
 	return errs
@@ -198,6 +222,10 @@ func (a *App) Stop() error {
 // Cleanup is Stop for a configuration that Caddy gives up when it has started
 // in part, or all but for the last steps: it does not stop every app then.
 func (a *App) Cleanup() error { return a.Stop() }
+
+// keyedOnly reports whether the session is but the model of keyed ones, and does not
+// run itself.
+func (s *session) keyedOnly() bool { return len(s.keyed) > 0 && !s.plain }
 
 // startWait bounds how long a request waits for its app to start.
 const startWait = 5 * time.Second
@@ -215,6 +243,9 @@ func (s *session) get(ctx context.Context) (*flow.Session, error) {
 func (s *session) running(ctx context.Context) (*running, error) {
 	if r := s.live.Load(); r != nil {
 		return r, nil
+	}
+	if s.keyedOnly() {
+		return nil, fmt.Errorf("session %s: %w; use it with session_key", s.name, errKeyedOnly)
 	}
 	timer := time.NewTimer(startWait)
 	defer timer.Stop()

@@ -70,6 +70,8 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 //
 //	device_flow [<matcher>] [<upstreams...>] {
 //	    session      <name> (then audience, resource and scope are those of another API)
+//	    session_key  <placeholder>
+//	    max_sessions <n>
 //	    status_path  <path>|off
 //	    wait         <duration>
 //	    allow_client <address|cidr|private_ranges...>
@@ -117,13 +119,13 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	var values []httpcaddyfile.ConfigValue
 	gate := Handler{
 		Session: name, Client: client, Target: dir.target, Wait: dir.wait, StatusPath: dir.statusPath, Authenticate: !dir.proxies(),
-		Guard: dir.guard, RequireHeader: dir.header,
+		KeyedBy: dir.keyed, Guard: dir.guard, RequireHeader: dir.header,
 	}
 	if dir.statusPath != "" {
 		// Caddy sorts the routes of a directive by path, if each has only one: two
 		// paths here would unsettle the order among several device_flow directives.
 		// Either route can come first then, so both declare the session.
-		page := StatusPage{Session: name, Client: client, Path: dir.statusPath, Guard: dir.guard}
+		page := StatusPage{Session: name, Client: client, SessionKey: dir.keyed.SessionKey, Path: dir.statusPath, Guard: dir.guard}
 		page.AllowHost = append(slices.Clip(page.AllowHost), hostsOf(matcher)...)
 		values = append(values, routeValue(
 			caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{dir.statusPath + "*"})},
@@ -171,6 +173,7 @@ type directive struct {
 	wait       caddy.Duration
 	guard      Guard
 	header     *RequiredHeader
+	keyed      KeyedBy
 	upstreams  []string // that may get the token; empty: those of the proxy
 }
 
@@ -219,6 +222,9 @@ func readDirective(tokens caddyfile.Segment) (*directive, error) {
 			continue
 		}
 		dir.rest = append(dir.rest, seg...)
+	}
+	if dir.keyed.MaxSessions != 0 && dir.keyed.SessionKey == "" {
+		return nil, caddyfileErr(dir.head, "max_sessions is for a session_key: add one, as in 'session_key {http.request.header.X-Device-Id}'")
 	}
 	switch dir.statusPath {
 	case "":
@@ -271,6 +277,8 @@ func (dir *directive) unmarshalOption(d *caddyfile.Dispenser) (known bool, err e
 			dir.header.Value = args[1]
 		}
 		return true, noBlock(d)
+	case "session_key", "max_sessions":
+		return true, dir.keyed.unmarshalOption(d)
 	case "allow_upstream":
 		return true, moreArgs(d, &dir.upstreams)
 	}
@@ -353,6 +361,9 @@ func (dir *directive) reverseProxy(h httpcaddyfile.Helper, session string) (*rev
 	}
 	transport["protocol"] = caddyconfig.JSON("device_flow", nil)
 	transport["session"] = caddyconfig.JSON(session, nil)
+	if dir.keyed.SessionKey != "" {
+		transport["session_key"] = caddyconfig.JSON(dir.keyed.SessionKey, nil)
+	}
 	if dir.target.Audience != "" {
 		transport["audience"] = caddyconfig.JSON(dir.target.Audience, nil)
 	}

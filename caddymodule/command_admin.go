@@ -161,6 +161,7 @@ var errNoSession = errors.New("there is no session")
 // choose is the session that a name means. Of two with one name, as there are
 // during a reload, it is the newer one.
 func choose(all []listed, name string) (listed, error) {
+	const most = 20 // names in an error
 	found, fallback := -1, -1
 	var names []string
 	for i, s := range all {
@@ -177,13 +178,16 @@ func choose(all []listed, name string) (listed, error) {
 	if len(names) == 1 && fallback < 0 {
 		fallback = len(all) - 1
 	}
+	if n := len(names) - most; n > 0 {
+		names = append(names[:most:most], fmt.Sprintf("and %d more", n))
+	}
 	switch {
 	case name != "" && found >= 0:
 		return all[found], nil
 	case name == "" && fallback >= 0:
 		return all[fallback], nil
 	case len(all) == 0:
-		return listed{}, fmt.Errorf("%w: Caddy runs, but nothing in its configuration uses device_flow", errNoSession)
+		return listed{}, fmt.Errorf("%w: Caddy runs, but nothing in its configuration uses device_flow, or only with session_key and nobody has called yet", errNoSession)
 	case name == "":
 		return listed{}, fmt.Errorf("there are several sessions, so name one: %s", strings.Join(names, ", "))
 	}
@@ -196,7 +200,25 @@ func (o *operator) get(ctx context.Context, name string) (listed, error) {
 	if err != nil {
 		return listed{}, err
 	}
-	return choose(all, name)
+	return o.choose(ctx, all, name)
+}
+
+// choose is the session that a name means, be it in memory or not: that of a key
+// that nobody has used for a while is in no list, and comes back by its name.
+func (o *operator) choose(ctx context.Context, all []listed, name string) (listed, error) {
+	s, err := choose(all, name)
+	if err == nil || !strings.Contains(name, keyMark) {
+		return s, err
+	}
+	a := o.ask(ctx, http.MethodGet, adminPath+"/"+url.PathEscape(name))
+	if no := (*refused)(nil); errors.As(a.err, &no) && no.status == http.StatusNotFound {
+		return s, err
+	}
+	if a.err != nil {
+		return s, a.err
+	}
+	s.raw = a.body
+	return s, json.Unmarshal(a.body, &s.status)
 }
 
 // post has something done with a session. A warning is about what was done in part.

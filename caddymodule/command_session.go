@@ -33,7 +33,7 @@ func cmdStatus(o *operator, cmd *cobra.Command, name string) error {
 		o.out.say("%s", table(all, time.Now()))
 		return nil
 	}
-	one, err := choose(all, name)
+	one, err := o.choose(cmd.Context(), all, name)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,11 @@ func table(all []listed, now time.Time) string {
 		if who == "" {
 			who = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", word(s.status.Session), s.status.State, who, summary(s.status, now))
+		name := word(s.status.Session)
+		if key := clean(s.status.Key, maxCode); key != "" {
+			name += " " + key
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, s.status.State, who, summary(s.status, now))
 	}
 	_ = w.Flush() // to memory
 	return strings.TrimSuffix(b.String(), "\n")

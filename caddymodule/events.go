@@ -96,6 +96,11 @@ func (a *App) tellEvents(to *emitter) {
 			r.readdress()
 			r.mu.Unlock()
 		}
+		for _, k := range s.keyed {
+			if g := k.live.Load(); g != nil {
+				g.tellEvents()
+			}
+		}
 	}
 }
 
@@ -294,6 +299,7 @@ func eventData(e flow.Event) map[string]any {
 		text("verification_uri_complete", newLink(l.VerificationURIComplete).Href, maxLink)
 		at("code_expires_at", &l.ExpiresAt)
 	}
+	text("key", st.Key, maxText)
 	text("account", st.Account.Label(), maxText)
 	if st.Token != nil {
 		at("token_expires_at", st.Token.ExpiresAt)

@@ -49,14 +49,18 @@ type Handler struct {
 	// Put the token on the request that the next handlers see.
 	Authenticate bool `json:"authenticate,omitempty"`
 
+	KeyedBy
+
 	Guard
 
 	// A header field that callers have to send. Viewers of the status page need not.
 	RequireHeader *RequiredHeader `json:"require_header,omitempty"`
 
 	session *session
+	keyed   *keyed  // nil: one session for all
 	target  *target // nil: the session's own API
 	forKey  string  // of the announcement to a transport
+	varKey  string  // of the choice among keyed sessions
 	guard   *keeper
 	need    *requirement
 }
@@ -74,11 +78,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Wait < 0 {
 		return fmt.Errorf("wait %s: use a duration of zero or more", time.Duration(h.Wait))
 	}
-	_, s, err := sessionOf(ctx, h.Session, h.Client)
+	app, s, err := sessionOf(ctx, h.Session, h.Client)
 	if err != nil {
 		return err
 	}
-	h.session, h.forKey = s, targetKey(s.name)
+	h.session, h.forKey, h.varKey = s, targetKey(s.name), keyedVar(s.name)
+	if h.keyed, err = app.keyBy(s, h.KeyedBy); err != nil {
+		return err
+	}
+	s.plain = s.plain || h.keyed == nil
 	if h.target, err = h.Target.provision(); err != nil {
 		return err
 	}
@@ -123,8 +131,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // serve gives an admitted request its token.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, vars map[string]any) error {
-	s, err := h.session.running(r.Context())
+	s, err := h.running(r, vars)
 	if err != nil {
+		if no, after := refusalOf(err); no != nil {
+			return h.decline(w, r, no, after)
+		}
 		newTally(h.session.name).refused(err)
 		return h.refuse(w, r, err)
 	}
@@ -134,6 +145,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	token, err := h.token(r.Context(), src)
 	if err != nil {
+		if no, after := refusalOf(noTurn(s, err)); no != nil {
+			return h.decline(w, r, no, after)
+		}
 		s.tally.refused(err)
 		return h.refuse(w, r, err)
 	}
@@ -150,6 +164,25 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return next.ServeHTTP(newHeadWriter(w, keepPrivate), authenticated(r, token))
 }
 
+// running is the session of this request.
+func (h *Handler) running(r *http.Request, vars map[string]any) (*running, error) {
+	if h.keyed != nil {
+		return h.keyed.running(r, vars, false)
+	}
+	if len(h.session.keyed) > 0 {
+		delete(vars, h.varKey) // of a handler before: this one is nearer to the API
+	}
+	return h.session.running(r.Context())
+}
+
+// decline answers a caller whose session cannot be told, or not be had now.
+func (h *Handler) decline(w http.ResponseWriter, r *http.Request, no *refusal, after time.Duration) error {
+	if after > 0 {
+		setRetryAfter(w.Header(), after)
+	}
+	return h.guard.turnAway(w, r, no)
+}
+
 // token is an atomic load or two while there is one.
 func (h *Handler) token(ctx context.Context, s flow.Source) (*flow.Token, error) {
 	if t := s.Current(); t != nil {
@@ -164,7 +197,11 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) erro
 	if !errors.As(err, &notReady) {
 		return caddyhttp.Error(499, err) // the caller has left
 	}
-	return writeNotReady(w, r, notReady, h.statusURL(r))
+	page := h.statusURL(r)
+	if h.keyed != nil && page != "" && notReady.Status.Session != h.session.name {
+		page += sessionLink(notReady.Status.Session)
+	}
+	return writeNotReady(w, r, notReady, page)
 }
 
 // writeNotReady answers by itself, or leaves it to handle_errors if the site

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
@@ -84,10 +85,10 @@ func newCollector() *collector {
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}),
 		state: prometheus.NewDesc("caddy_device_flow_session_state",
-			"1 for the state that the session is in, 0 for the others. Calls are served in authorized and degraded, and in misconfigured while a token lasts.",
+			"1 for the state that the session is in, 0 for the others; with session_key, how many sessions of that name are in it. Calls are served in authorized and degraded, and in misconfigured while a token lasts.",
 			[]string{"session", "state"}, nil),
 		expiry: prometheus.NewDesc("caddy_device_flow_token_expiry_timestamp_seconds",
-			"When the access token in use expires, in Unix time; it is refreshed long before. Absent without a usable token, and for a token without a lifetime.",
+			"When the access token in use expires, in Unix time; it is refreshed long before. With session_key, the first of all. Absent without a usable token, and for a token without a lifetime.",
 			[]string{"session"}, nil),
 	}
 }
@@ -136,17 +137,28 @@ func (m *collector) Collect(ch chan<- prometheus.Metric) {
 		st := r.Status()
 		now[st.Session] = st
 	}
+	inState := make(map[string]map[flow.State]float64)
+	expiry := make(map[string]float64)
 	for name, st := range now {
-		for _, s := range states {
-			var v float64
-			if s == st.State {
-				v = 1
-			}
-			ch <- prometheus.MustNewConstMetric(m.state, prometheus.GaugeValue, v, name, string(s))
+		name = baseName(name)
+		if inState[name] == nil {
+			inState[name] = make(map[flow.State]float64)
 		}
+		inState[name][st.State]++
 		if t := st.Token; t != nil && t.ExpiresAt != nil {
-			ch <- prometheus.MustNewConstMetric(m.expiry, prometheus.GaugeValue, float64(t.ExpiresAt.Unix()), name)
+			at := float64(t.ExpiresAt.Unix())
+			if first, some := expiry[name]; !some || at < first {
+				expiry[name] = at
+			}
 		}
+	}
+	for name, of := range inState {
+		for _, s := range states {
+			ch <- prometheus.MustNewConstMetric(m.state, prometheus.GaugeValue, of[s], name, string(s))
+		}
+	}
+	for name, at := range expiry {
+		ch <- prometheus.MustNewConstMetric(m.expiry, prometheus.GaugeValue, at, name)
 	}
 }
 
@@ -156,7 +168,7 @@ func (m *collector) parts() []prometheus.Collector {
 
 // observe counts what a session tells.
 func (m *collector) observe(e flow.Event) {
-	name := e.Status.Session
+	name := baseName(e.Status.Session) // keys come from callers, and are no labels
 	switch e.Kind {
 	case flow.EventLoginSucceeded:
 		outcome := outcomeSuccess
@@ -201,6 +213,22 @@ type tally struct {
 
 	replayed func(status int) // as flow.Transport wants it, made once
 	key      string           // of a request's variables, see announce
+}
+
+// tallies are those of keyed sessions, by the name they share.
+var tallies sync.Map
+
+// tallyOf is the tally of a session that begins to run.
+func tallyOf(session string) *tally {
+	base := baseName(session)
+	if base == session {
+		return newTally(session)
+	}
+	t, ok := tallies.Load(base)
+	if !ok {
+		t, _ = tallies.LoadOrStore(base, newTally(base))
+	}
+	return t.(*tally)
 }
 
 // newTally makes all series of a session, so that each is there from the start:

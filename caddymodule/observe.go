@@ -52,6 +52,9 @@ func logObserver(logger *zap.Logger) flow.Observer {
 			failed = true
 		}
 		if e.Kind == flow.EventStateChanged {
+			if told.Session == "" && cameBack(e) {
+				level = zapcore.DebugLevel
+			}
 			told = e.Status
 		} else if e.Status == told && e.For == "" {
 			level = zapcore.DebugLevel // it came with a change of state, whose line says it all
@@ -62,6 +65,14 @@ func logObserver(logger *zap.Logger) flow.Observer {
 		}
 		ce.Write(eventFields(e)...)
 	}
+}
+
+// cameBack reports whether a session of a key has just come into memory with nothing
+// amiss. Where there are more devices than fit they come and go with each call.
+func cameBack(e flow.Event) bool {
+	st := e.Status
+	return e.From == flow.StateUnavailable && st.Error == nil && baseName(st.Session) != st.Session &&
+		(st.State == flow.StateAuthorized || st.State == flow.StateLoginRequired)
 }
 
 // qrObserver draws the QR code of each pending login, once, for people who read
@@ -158,6 +169,9 @@ func eventFields(e flow.Event) []zap.Field {
 	fields := []zap.Field{
 		zap.String("session", st.Session),
 		zap.String("state", string(st.State)),
+	}
+	if st.Key != "" {
+		fields = append(fields, zap.String("key", clean(st.Key, maxText)))
 	}
 	if e.From != "" {
 		fields = append(fields, zap.String("from", string(e.From)))

@@ -52,6 +52,15 @@ func newOverview(path string, all func() []watcher) *page {
 	return p
 }
 
+// label is what people call a session among others: by what it was made for, or by
+// its name.
+func label(st flow.Status) string {
+	if key := clean(st.Key, maxCode); key != "" {
+		return key
+	}
+	return clean(st.Session, maxCode)
+}
+
 // sessionLink is the query that leads from the overview to a session.
 func sessionLink(name string) string { return "?" + sessionQuery + "=" + url.QueryEscape(name) }
 
@@ -87,12 +96,18 @@ func (p *page) overview(w http.ResponseWriter, r *http.Request, route string) {
 	}
 }
 
-// allHealth is well if each session is; it names those that are not.
+// allHealth is well if each session is; it names those that are not. Where each device
+// has a session of its own, one that serves is enough, and there may be none yet: a
+// device that nobody has logged in to must not have the others' proxy restarted.
 func (p *page) allHealth(w http.ResponseWriter, r *http.Request, all []flow.Status) {
+	if p.byKey && (len(all) == 0 || slices.ContainsFunc(all, serves)) {
+		reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(flow.StateAuthorized+"\n"))
+		return
+	}
 	var ill []string
 	for _, st := range all {
 		if !serves(st) {
-			ill = append(ill, clean(st.Session, maxCode)+" "+string(st.State))
+			ill = append(ill, label(st)+" "+string(st.State))
 		}
 	}
 	code, body := http.StatusOK, string(flow.StateAuthorized)
@@ -123,14 +138,14 @@ func rank(st flow.Status) int {
 func (c *catalogue) overview(all []flow.Status, now time.Time) *overview {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b flow.Status) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.Session, b.Session))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(label(a), label(b)), strings.Compare(a.Session, b.Session))
 	})
 	o := &overview{frame: frame{words: c, Reload: 10}}
 	seen := sha256.New()
 	working, troubled := 0, false
 	for _, st := range all {
 		v := c.view(st, now)
-		row := overviewRow{Name: clean(st.Session, maxCode), Link: sessionLink(st.Session), Tone: v.Tone, Word: v.Word, Who: v.Who}
+		row := overviewRow{Name: label(st), Link: sessionLink(st.Session), Tone: v.Tone, Word: v.Word, Who: v.Who}
 		if row.More = v.Trouble; st.State == flow.StateLoginRequired && st.Error != nil {
 			row.More = v.Title
 		}
@@ -196,6 +211,10 @@ func (o *overview) plain() string {
 	return b.String()
 }
 
+// mostWatched is how many sessions a stream of all tells about: a select takes 65536
+// channels.
+const mostWatched = 60000
+
 // allEvents streams the status of each session, and again at each change the one
 // that has changed. When one comes or goes the stream ends: the viewer is back at
 // once, and hears of all.
@@ -217,7 +236,7 @@ func (p *page) allEvents(w http.ResponseWriter, r *http.Request) {
 		st, changed := all[i].Watch()
 		return reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(changed)}, out.status(st)
 	}
-	for i := range all {
+	for i := range min(len(all), mostWatched) {
 		c, err := tell(i)
 		if err != nil {
 			return

@@ -60,6 +60,7 @@ type page struct {
 	path    string // without a slash at the end
 	find    func(*http.Request) (watcher, error)
 	all     func() []watcher // of an overview; nil for the page of one session
+	byKey   bool             // it is that of a session_key
 	key     []byte           // of the form tokens
 	streams atomic.Int64
 	done    chan struct{}
@@ -196,7 +197,7 @@ func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.
 		v.Notice = v.T(notice[0], notice[1:]...)
 	}
 	if p.all != nil {
-		v.Session = clean(st.Session, maxCode) // among several, "default" says something
+		v.Session = label(st) // among several, "default" says something
 	}
 	p.render(w, r, status, "session", &v.frame, v)
 }

@@ -110,7 +110,7 @@ func (c *catalogue) view(st flow.Status, now time.Time) *view {
 	v.Word, v.Title, v.Lead = c.maybe(state+".word"), c.maybe(state+".title"), c.maybe(state+".lead")
 	v.Next = c.maybe(state + ".next")
 	v.Who = clean(st.Account.Label(), maxText)
-	if s := clean(st.Session, maxCode); s != "default" {
+	if s := label(st); s != "default" {
 		v.Session = s
 	}
 	if e := st.Error; e != nil {

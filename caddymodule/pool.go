@@ -34,6 +34,7 @@ type running struct {
 	number uint64 // counts up: the later it began, the greater
 	tally  *tally
 	outbox *outbox
+	member atomic.Pointer[member] // of a group, nil for a session without a key
 
 	mu      sync.Mutex
 	configs []attached // the last one is in force
@@ -53,7 +54,7 @@ func start(app *App, cfg flow.Config) (*running, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.Session, r.tally = s, newTally(s.Status().Session)
+		r.Session, r.tally = s, tallyOf(s.Status().Session)
 		var ctx context.Context
 		ctx, r.stop = context.WithCancel(context.Background())
 		go func() {

@@ -28,6 +28,10 @@ func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
 	defer leave()
 	st, changed := s.Watch()
 	err := out.status(st)
+	var ended <-chan struct{} // a viewer is back at once, and finds its successor
+	if s, ok := s.(interface{ Done() <-chan struct{} }); ok {
+		ended = s.Done()
+	}
 	for err == nil {
 		select {
 		case <-changed:
@@ -43,6 +47,8 @@ func (p *page) events(w http.ResponseWriter, r *http.Request, s watcher) {
 		case <-r.Context().Done():
 			return
 		case <-p.done:
+			return
+		case <-ended:
 			return
 		}
 	}

@@ -33,6 +33,9 @@ type StatusPage struct {
 	// those of all; a session is named in the query there, too.
 	All bool `json:"all,omitempty"`
 
+	// Shows the sessions of all keys, each with its own page as above.
+	SessionKey string `json:"session_key,omitempty"`
+
 	// Where the page is. Default: `/.device-flow`.
 	Path string `json:"path,omitempty"`
 
@@ -78,7 +81,7 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 // choose makes the page of a session, or of all. name is empty for all.
 func (p *StatusPage) choose(ctx caddy.Context) (app *App, name string, err error) {
 	if p.All {
-		if p.Session != "" || p.Client != nil {
+		if p.Session != "" || p.Client != nil || p.SessionKey != "" {
 			return nil, "", errors.New("a status page shows all sessions or one: leave out either all or the session")
 		}
 		p.page = newOverview(p.Path, everySession)
@@ -89,6 +92,15 @@ func (p *StatusPage) choose(ctx caddy.Context) (app *App, name string, err error
 	if err != nil {
 		return nil, "", err
 	}
+	k, err := app.keyBy(s, KeyedBy{SessionKey: p.SessionKey})
+	if err != nil {
+		return nil, "", err
+	}
+	if k != nil {
+		p.page = k.page(p.Path)
+		return app, s.name + " by " + p.SessionKey, nil
+	}
+	s.plain = true
 	p.page = newPage(p.Path, func(r *http.Request) (watcher, error) { return s.get(r.Context()) })
 	return app, s.name, nil
 }

@@ -2,7 +2,9 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -69,6 +71,16 @@ func (s store) Save(ctx context.Context, key string, value []byte) error {
 	return nil
 }
 
+// Delete implements flow.Deleter. Without it the storage's own would be promoted,
+// which knows nothing of our folder.
+func (s store) Delete(ctx context.Context, key string) error {
+	err := s.Storage.Delete(ctx, path.Join(storageFolder, key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Lock implements flow.Locker.
 func (s store) Lock(ctx context.Context, name string) (func(), error) {
 	name = storageFolder + "-" + name // beside the records, where no listing of them finds it
@@ -121,6 +133,7 @@ func syncFolder(name string) {
 }
 
 var (
-	_ flow.Store  = store{}
-	_ flow.Locker = store{}
+	_ flow.Store   = store{}
+	_ flow.Locker  = store{}
+	_ flow.Deleter = store{}
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -38,6 +39,9 @@ type Transport struct {
 	// Default: what a `device_flow` handler before the proxy asks of the session.
 	Target
 
+	// The same as in the handler before the proxy, whose choice holds where there is one.
+	KeyedBy
+
 	// The origins that may get the token, such as `https://api.example.com`.
 	// Needed for upstreams that are known only at the request: those with
 	// placeholders, by what these stand for, and dynamic ones, by the server name
@@ -51,6 +55,8 @@ type Transport struct {
 	InsecureHTTP bool `json:"insecure_http,omitempty"`
 
 	session *session
+	keyed   *keyed  // nil: one session for all, or as the handler has chosen
+	varKey  string  // where it says so
 	target  *target // nil: that of a handler before, or else the session's own API
 	forKey  string  // of a handler's announcement
 	guard   *keeper
@@ -76,11 +82,14 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if err := t.HTTPTransport.Provision(ctx); err != nil {
 		return err
 	}
-	_, s, err := sessionOf(ctx, t.Session, nil)
+	app, s, err := sessionOf(ctx, t.Session, nil)
 	if err != nil {
 		return err
 	}
-	t.session, t.forKey = s, targetKey(s.name)
+	t.session, t.forKey, t.varKey = s, targetKey(s.name), keyedVar(s.name)
+	if t.keyed, err = app.keyBy(s, t.KeyedBy); err != nil {
+		return err
+	}
 	if t.target, err = t.Target.provision(); err != nil {
 		return err
 	}
@@ -127,36 +136,27 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.HTTPTransport.RoundTrip(req)
 	}
 	if no := t.guard.admitHop(req, vars); no != nil {
-		if req.Body != nil {
-			_ = req.Body.Close() // as every RoundTripper must
-		}
-		t.guard.note(req, no)
-		w := &bufferedResponse{header: make(http.Header)}
-		no.write(w, req)
-		return w.response(req), nil
+		return t.turnAway(req, no, 0)
 	}
 	// A handler before the proxy may have put the token here, too, and the proxy logs
 	// what it finds here afterwards. The map belongs to this attempt alone, since
 	// there are header operations for each.
 	delete(req.Header, "Authorization")
-	s, err := t.session.running(req.Context())
+	s, err := t.running(req, vars)
 	if err != nil {
+		if no, after := refusalOf(err); no != nil {
+			return t.turnAway(req, no, after)
+		}
 		newTally(t.session.name).refused(err)
 		return noAnswer(req, err)
 	}
 	s.tally.claim(vars)
 	src, no := t.target.source(s.Session, req)
-	if announced, ok := vars[t.forKey].(flow.Source); ok && t.target == nil {
+	if announced, ok := vars[t.forKey].(flow.Source); ok && t.target == nil && isOf(announced, s.Session) {
 		src = announced
 	}
 	if no != nil {
-		if req.Body != nil {
-			_ = req.Body.Close() // as every RoundTripper must
-		}
-		t.guard.note(req, no)
-		w := &bufferedResponse{header: make(http.Header)}
-		no.write(w, req)
-		return w.response(req), nil
+		return t.turnAway(req, no, 0)
 	}
 	if err := t.direct(req); err != nil {
 		if req.Body != nil {
@@ -168,12 +168,45 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ft := flow.Transport{Session: src, Base: t.HTTPTransport, Replayed: s.tally.replayed}
 	resp, err := ft.RoundTrip(req)
 	if err != nil {
+		if no, after := refusalOf(noTurn(s, err)); no != nil {
+			return t.turnAway(req, no, after)
+		}
 		s.tally.unanswered(req.Context(), err)
 		return noAnswer(req, err)
 	}
 	s.tally.answered(resp.StatusCode)
 	keepPrivate(resp.StatusCode, resp.Header)
 	return resp, nil
+}
+
+// running is the session of this request: the one that the handler before has
+// chosen, for what the key is made of may have changed on the way.
+func (t *Transport) running(req *http.Request, vars map[string]any) (*running, error) {
+	if len(t.session.keyed) > 0 {
+		m, chosen := vars[t.varKey].(*member)
+		if chosen && (t.keyed == nil || m.group == t.keyed.live.Load()) {
+			return m.running, nil
+		}
+	}
+	if t.keyed != nil {
+		return t.keyed.running(req, vars, true)
+	}
+	return t.session.running(req.Context())
+}
+
+// turnAway is the answer to a request that goes no further. after is when it makes
+// sense to try again, if ever.
+func (t *Transport) turnAway(req *http.Request, no *refusal, after time.Duration) (*http.Response, error) {
+	if req.Body != nil {
+		_ = req.Body.Close() // as every RoundTripper must
+	}
+	t.guard.note(req, no)
+	w := &bufferedResponse{header: make(http.Header)}
+	if after > 0 {
+		setRetryAfter(w.header, after)
+	}
+	no.write(w, req)
+	return w.response(req), nil
 }
 
 // noAnswer is an error, or the 503 in its place if it is for want of a token.
@@ -220,6 +253,8 @@ func (w *bufferedResponse) Write(b []byte) (int, error) { return w.body.Write(b)
 //	    scope    <scope...>
 //	    allow_upstream <origins...>
 //	    insecure_http
+//	    session_key  <placeholder>
+//	    max_sessions <n>
 //	    <settings of the http transport>
 //	}
 func (t *Transport) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -264,6 +299,8 @@ func (t *Transport) unmarshalOption(d *caddyfile.Dispenser) (known bool, err err
 		}
 		t.InsecureHTTP = true
 		return true, noBlock(d)
+	case "session_key", "max_sessions":
+		return true, t.KeyedBy.unmarshalOption(d)
 	}
 	return t.Target.unmarshalOption(d)
 }

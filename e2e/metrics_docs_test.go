@@ -109,7 +109,8 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	const collect = "{\n\tevents {\n\t\ton * notify ./collect.sh\n\t}\n}\n"
-	c := newCaddy(t, collect+site("device", "openid profile offline_access"), as.Issuer(), a.URL)
+	c := newCaddy(t, collect+site("device", "openid profile offline_access")+
+		strings.ReplaceAll(perDevice("device", "openid profile offline_access", ""), "{$PORT}", "{$PORT2}"), as.Issuer(), a.URL)
 	binary, err := notifyBinary()
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +137,14 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 	as.Script(flowtest.Refresh, flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"))
 	order("refresh")
 	order("logout")
+	every(t, 100*time.Millisecond, 10*time.Second, "a device has a code", func() bool {
+		r, err := http.NewRequest(http.MethodGet, c.url2+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Device-Id", "scanner")
+		return strings.Contains(do(t, client(t), r).body, "user_code")
+	})
 	c.stop(t, syscall.SIGTERM) // whatever is told, has been told then
 
 	text, err := os.ReadFile(filepath.Join(c.home, "events"))

@@ -38,12 +38,12 @@ type client struct {
 	Config
 	fingerprint string // of Config
 	storageKey  string // of the record
-	discovered  *atomic.Pointer[document]
+	kin         *Kin
 	loads       *atomic.Int32 // reads of the store that are under way
 }
 
 func newClient(cfg Config, fingerprint string) *client {
-	return &client{Config: cfg, fingerprint: fingerprint, storageKey: cfg.StorageName + "-" + fingerprint + ".json"}
+	return &client{Config: cfg, fingerprint: fingerprint, storageKey: recordKey(cfg.StorageName, fingerprint)}
 }
 
 // answer is a response that has been read.

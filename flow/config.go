@@ -48,6 +48,12 @@ type Config struct {
 	// StorageName takes the place of Name in the storage key, so that a session
 	// can be shown under another name without losing its login. Default: Name.
 	StorageName string
+	// Key is what tells this session from others of its kind, such as the id of
+	// the device whose login it is. It is shown to people and means nothing else.
+	Key string
+	// Kin is what the session shares with others that differ by Key only. Default:
+	// nothing.
+	Kin *Kin
 
 	// Issuer is the issuer identifier (RFC 8414 §2); it turns discovery on.
 	Issuer    string
@@ -93,6 +99,10 @@ type Config struct {
 	CacheSize int
 
 	Login LoginPolicy
+	// MayLogin is asked before a login starts that nobody has asked for by
+	// [Session.Login]; if it says no, none starts. It must not block, nor wait for
+	// the session. Nil: yes.
+	MayLogin func() bool
 	// RefreshWait bounds how long [Session.Token] waits for a refresh that is
 	// under way when there is no usable token. Default: 5 s.
 	RefreshWait time.Duration
@@ -110,7 +120,9 @@ type Config struct {
 	Observer Observer
 }
 
-var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+// nameRE is what a name looks like. The tilde is for those who make one of many
+// sessions, and a digest in place of each one's key; people do not write it.
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(~[0-9a-f]{32})?$`)
 
 // withDefaults fills zero values in.
 func (c Config) withDefaults() Config {
@@ -239,6 +251,16 @@ func (c Config) Fingerprint() string {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:16])
+}
+
+// StorageKey is where the record of the session that c describes is in its [Store].
+func (c Config) StorageKey() string {
+	c = c.withDefaults()
+	return recordKey(c.StorageName, c.Fingerprint())
+}
+
+func recordKey(storageName, fingerprint string) string {
+	return storageName + "-" + fingerprint + ".json"
 }
 
 // checkEndpoint accepts absolute https URLs, and http ones on loopback or when

@@ -171,6 +171,9 @@ type Derived struct {
 // Want is what the tokens are good for.
 func (d *Derived) Want() Want { return d.want }
 
+// Session is the login that the tokens come from.
+func (d *Derived) Session() *Session { return d.session }
+
 // Current implements [Source].
 func (d *Derived) Current() *Token {
 	sl := d.slot.Load()

@@ -177,16 +177,15 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 	}
 	d := c.known()
 	if d == nil {
-		got, err := c.discover(ctx)
-		if err != nil {
+		var err error
+		if d, err = c.kin.once(ctx, c.discover); err != nil {
 			if e.DeviceAuthorization != "" && e.Token != "" {
 				return e, nil // what is needed is configured; the rest is a courtesy
 			}
 			return Endpoints{}, err
 		}
-		d = got
 		if (e.DeviceAuthorization != "" || d.DeviceAuthorization != "") && (e.Token != "" || d.Token != "") {
-			c.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
+			c.kin.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
 		}
 	}
 	if c.ClientAuth == ClientAuthTLS {
@@ -197,10 +196,10 @@ func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
 
 // known is the metadata, if it has been asked for.
 func (c *client) known() *document {
-	if c.discovered == nil {
+	if c.kin == nil {
 		return nil
 	}
-	return c.discovered.Load()
+	return c.kin.discovered.Load()
 }
 
 // missingEndpoint is the error for an endpoint that nobody named.

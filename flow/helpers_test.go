@@ -175,6 +175,7 @@ func (w *world) kinds() []string {
 
 func (w *world) wantEvents(want ...string) {
 	w.Helper()
+	synctest.Wait() // events are told after the view is public that answers callers
 	if got := w.kinds(); !slices.Equal(got, want) {
 		w.Fatalf("events\n%q, want\n%q", got, want)
 	}

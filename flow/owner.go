@@ -10,6 +10,9 @@ import (
 // called once.
 func (s *Session) Run(ctx context.Context) {
 	defer close(s.done)
+	kin := s.client.Load().kin
+	kin.running.Add(1)
+	defer kin.running.Add(-1)
 	jobCtx, cancelJobs := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelJobs()
 	s.jobCtx = jobCtx
@@ -39,6 +42,9 @@ func (s *Session) Run(ctx context.Context) {
 			s.refresh.unblock()
 			s.unblockDerived()
 			s.anotherAccount()
+			if s.view.Load().status.Key != s.client.Load().Key {
+				s.publish()
+			}
 			s.save.reread = 2
 			// Perhaps there is a better store now; it does not have the login yet.
 			s.save.next = time.Time{}
@@ -104,6 +110,9 @@ func (s *Session) step(now time.Time) (began bool) {
 		s.save.sealed || s.save.unread && now.Before(s.save.patience) {
 		return false
 	}
+	if may := s.client.Load().MayLogin; may != nil && !may() {
+		return false
+	}
 	s.startLogin()
 	return true
 }
@@ -130,7 +139,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 		sooner(s.token.lapses)
 	}
 	if s.mayLook() && !now.Before(s.save.next) {
-		sooner(s.save.nextLook)
+		sooner(s.nextLook())
 	}
 	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() {
 		sooner(s.refresh.next)
@@ -175,6 +184,7 @@ func (s *Session) publish() {
 		asleep:  !s.loaded || s.refresh.unhurried,
 		grant:   !s.rec.refresh.IsZero(),
 		asking:  s.login.asking,
+		unsaved: s.save.err != nil,
 		changed: make(chan struct{}),
 	})
 	close(old.changed)
@@ -190,7 +200,8 @@ func (s *Session) observe(e Event) {
 
 // snapshot builds the status from what the owner knows.
 func (s *Session) snapshot() Status {
-	st := Status{Session: s.client.Load().Name}
+	c := s.client.Load()
+	st := Status{Session: c.Name, Key: c.Key}
 	if s.rec.loggedIn() {
 		st.Account = s.rec.account
 	}

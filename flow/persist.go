@@ -14,7 +14,7 @@ const (
 	saveRetryMax    = 30 * time.Second
 	loadPatience    = 10 * time.Second // no login is asked of anybody while the store may just be slow to come
 	lastSaveTimeout = time.Second
-	lookEvery       = 2 * time.Second // for what other instances did, and more often for short-lived tokens
+	lookEvery       = 2 * time.Second // for what other instances did; more often for short-lived tokens, and less for one of many sessions
 	lookAtLeast     = 200 * time.Millisecond
 )
 
@@ -40,10 +40,9 @@ type saveState struct {
 	// unlock gives locks back once what they guarded is in the store.
 	unlock []func()
 
-	seen     Secret    // what was last read or written
-	reread   int       // how often it has to be read all the same
-	looked   time.Time // when the store was last known to hold seen
-	nextLook time.Time
+	seen   Secret    // what was last read or written
+	reread int       // how often it has to be read all the same
+	looked time.Time // when the store was last known to hold seen
 }
 
 // stepSave reads or saves if there is something to do and the store had its pause.
@@ -66,7 +65,7 @@ func (s *Session) stepSave(now time.Time) {
 		s.load()
 	case s.save.dirty && !s.save.frozen:
 		s.write(s.jobCtx)
-	case s.mayLook() && !now.Before(s.save.nextLook):
+	case s.mayLook() && !now.Before(s.nextLook()):
 		s.look()
 	}
 }
@@ -88,96 +87,6 @@ func (s *Session) call(ctx context.Context, timeout time.Duration, work func(ctx
 			done()
 		}
 	})
-}
-
-// load reads the stored login. What cannot be used, because it is damaged or
-// because there is another login by now, is put aside: nothing is overwritten
-// in silence.
-func (s *Session) load() {
-	c, epoch, superseded := s.client.Load(), s.epoch, s.rec.loggedIn()
-	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
-		b, r, err := c.read(ctx)
-		if b != nil && (errors.Is(err, ErrRecord) && !leaveAlone(err) || superseded) {
-			err = c.putAside(ctx, b, err)
-		}
-		return func() {
-			if epoch == s.epoch { // else: read again, or not at all after a logout
-				s.loadedRecord(b, r, err)
-			}
-		}
-	})
-}
-
-// loadedRecord begins the session's life with what was stored.
-func (s *Session) loadedRecord(b []byte, r *record, err error) {
-	if errors.Is(err, errAccount) {
-		s.login.err, err = storedAccount(err), nil // it has been put aside; nothing is wrong with the storage
-	}
-	if err != nil {
-		s.storeFailed(fmt.Errorf("reading: %w", err))
-		if !errors.Is(err, ErrRecord) {
-			s.ready()
-			s.release()
-			return // the login may be there all the same: try again
-		}
-		s.save.freeze(err)
-		if !s.save.sealed {
-			e := *s.save.err // others may be reading it
-			e.Action, e.RetryAt = ActionReauthorize, nil
-			s.save.err = &e
-		}
-	} else if s.save.err != nil {
-		s.storeWorks()
-	}
-	s.save.unread, s.save.next = false, time.Time{}
-	s.remember(b)
-	same := r != nil && s.rec.loggedIn() && r.loginAt.Equal(s.rec.loginAt)
-	if same {
-		s.merge(r, false) // it has been found in another way while the store was slow
-	} else if r != nil && s.rec.loggedIn() && r.generation >= s.rec.generation {
-		s.rec.generation = r.generation + loginLeap // it is put aside; and stores may be behind
-		s.save.dirty = true
-	}
-	if r != nil && !s.rec.loggedIn() && (r.worthSaving() || s.rec.pending == nil) {
-		s.adoptRecord(r, false)
-	}
-	// Another key seals now, or one at all. Only at the start: two instances with
-	// the same keys in another order would go on for ever.
-	s.save.dirty = s.save.dirty || r != nil && r.stale && s.rec.worthSaving()
-	s.ready()
-}
-
-// known is what need not be opened and decoded again. After a change of the
-// configuration there is nothing like that, neither for a call that is under
-// way nor for the next: other keys make another thing of the same bytes.
-func (s *saveState) known() Secret {
-	if s.reread > 0 || s.sealed {
-		s.reread = max(s.reread-1, 0)
-		return Secret{}
-	}
-	return s.seen
-}
-
-// remember notes what the store holds.
-func (s *Session) remember(b []byte) {
-	seen := NewSecret(string(b))
-	now := time.Now()
-	every := lookEvery
-	if l := s.rec.lifetime(); l > 0 {
-		every = min(every, max(l/10, lookAtLeast))
-	}
-	s.save.seen, s.save.looked, s.save.nextLook = seen, now, now.Add(every)
-}
-
-// ready lets those go on who wait for the stored login.
-func (s *Session) ready() {
-	s.loaded = true
-	s.publish()
-	early := s.early
-	s.early = nil
-	for _, f := range early {
-		f()
-	}
 }
 
 // changed notes that the record has to be saved, soon.

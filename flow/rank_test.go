@@ -75,3 +75,65 @@ func TestLoginIsNotLostToARefreshOfTheOneBefore(t *testing.T) {
 		}
 	})
 }
+
+// TestUnseenRecordDoesNotReplaceALoginInUse lets the store heal after a login that
+// came without it, and something else than the next attempt to read it look first.
+func TestUnseenRecordDoesNotReplaceALoginInUse(t *testing.T) {
+	for name, look := range map[string]func(c *cluster, i *instance) error{
+		"a refresh": func(c *cluster, i *instance) error {
+			_, err := i.Refresh(c.Context())
+			return err
+		},
+		"an exchange for another API": func(c *cluster, i *instance) error {
+			_, err := c.source(i.Session, flow.Want{Audience: "https://a.example"}).Token(c.Context())
+			return err
+		},
+		"a login": func(c *cluster, i *instance) error {
+			_, err := i.Login(c.Context())
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			share(t, 1, flowtest.Config{}, func(c *cluster) {
+				for range 3 { // each logout weighs much
+					c.loginAll()
+					if err := c.all[0].Logout(c.Context()); err != nil {
+						c.Fatal(err)
+					}
+				}
+				c.loginAll()
+				c.all[0].stop()
+				c.all = nil
+				c.shared.set(func(s *sharedStore) { s.load, s.save = fails, fails })
+				i := c.start(0)
+				c.sleep(15 * time.Second)
+				if _, err := i.Login(c.Context()); err != nil {
+					c.Fatal(err)
+				}
+				c.as.ApproveAll()
+				c.sleep(5 * time.Minute)
+				c.wantTokens()
+				c.shared.heal() // it is tried again twice a minute at most
+				if err := look(c, i); err != nil {
+					c.Fatal(err)
+				}
+				wantLogin := func() {
+					c.Helper()
+					c.wantTokens()
+					if info, _ := c.as.Inspect(c.all[0].Current().Value().Reveal()); info.Login != 5 {
+						c.Fatalf("login %d is in use, want the last one", info.Login)
+					}
+				}
+				for range 60 {
+					c.sleep(time.Second)
+					wantLogin()
+				}
+				i.stop()
+				c.all = nil
+				c.start(0)
+				c.sleep(0)
+				wantLogin()
+			})
+		})
+	}
+}

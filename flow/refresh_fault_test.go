@@ -208,7 +208,7 @@ func TestDoubtfulRefusalsEndALoginOnlyWithItsToken(t *testing.T) {
 			w.Fatalf("%d attempts", n)
 		}
 		w.wantToken(s)
-		w.sleep(2 * time.Second)
+		w.sleep(5 * time.Second) // one more attempt after a pause, and the second look after it
 		w.wantState(s, flow.StateLoginRequired)
 		w.wantError(s, "invalid_request", flow.ActionReauthorize)
 		aside := false

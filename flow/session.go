@@ -35,6 +35,7 @@ type view struct {
 	asleep  bool          // waiting, but perhaps for somebody to ask
 	grant   bool          // there is a refresh token
 	asking  bool          // a code is being asked for
+	unsaved bool          // the store fails: what there is may be in memory only
 	changed chan struct{} // closed when a newer view is out
 }
 
@@ -105,13 +106,16 @@ func New(cfg Config) (*Session, error) {
 	}
 	fingerprint := cfg.Fingerprint()
 	c := newClient(cfg, fingerprint)
-	c.discovered, c.loads = new(atomic.Pointer[document]), new(atomic.Int32)
+	c.kin, c.loads = cfg.Kin, new(atomic.Int32)
+	if c.kin == nil {
+		c.kin = new(Kin)
+	}
 	s.client.Store(c)
 	s.rec = &record{fingerprint: fingerprint}
 	s.derived = newDerivedState(cfg.CacheSize)
 	s.state, s.since = StateUnavailable, stamp(time.Now())
 	s.view.Store(&view{
-		status:  Status{Session: cfg.Name, State: s.state, Since: s.since},
+		status:  Status{Session: cfg.Name, Key: cfg.Key, State: s.state, Since: s.since},
 		waiting: true,
 		asleep:  true,
 		changed: make(chan struct{}),
@@ -133,7 +137,7 @@ func (s *Session) SetConfig(cfg Config) error {
 		return fmt.Errorf("session %s: the new configuration describes another login", cfg.Name)
 	}
 	c := newClient(cfg, fingerprint)
-	c.discovered, c.loads = old.discovered, old.loads
+	c.kin, c.loads = old.kin, old.loads
 	s.client.Store(c)
 	select {
 	case s.swap <- struct{}{}:
@@ -154,6 +158,13 @@ func (s *Session) Watch() (Status, <-chan struct{}) {
 	v := s.view.Load()
 	return v.status, v.changed
 }
+
+// Unsaved reports whether the store fails, so that the login may be lost with the
+// session.
+func (s *Session) Unsaved() bool { return s.view.Load().unsaved }
+
+// Done returns a channel that is closed when Run has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
 
 // NotReadyError says that there is no usable token and why.
 type NotReadyError struct {

@@ -62,8 +62,17 @@ func (s *Session) found(b []byte, r *record, err error) {
 	if sealed {
 		s.save.err = nil // it is history by the time merge publishes
 	}
-	s.merge(r, live)
-	s.remember(b)
+	switch {
+	case !s.save.unread:
+		s.merge(r, live)
+		s.remember(b)
+	case s.rec.loggedIn():
+		// Generations of what we had not read tell nothing about our own login.
+		s.supersede(r)
+		s.save.next = time.Time{} // load can put it aside now
+	default:
+		s.loadedRecord(b, r, nil) // a refresh or a login was faster than load
+	}
 	if sealed {
 		s.save.dirty = s.save.dirty || r.stale
 		s.storeWorks()

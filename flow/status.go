@@ -47,7 +47,9 @@ const (
 type Status struct {
 	// Session is the name of the session.
 	Session string `json:"session"`
-	State   State  `json:"state"`
+	// Key is [Config.Key].
+	Key   string `json:"key,omitempty"`
+	State State  `json:"state"`
 	// Since is when State was entered.
 	Since   time.Time    `json:"since"`
 	Login   *LoginInfo   `json:"login,omitempty"`

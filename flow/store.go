@@ -36,6 +36,12 @@ type Locker interface {
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 }
 
+// Deleter is what a [Store] may have, too. Delete removes a value; that there is
+// none is no error. Only [Session.Discard] calls it.
+type Deleter interface {
+	Delete(ctx context.Context, key string) error
+}
+
 // MemoryStore is a [Store] that forgets everything with the process. The zero
 // value is ready to use.
 type MemoryStore struct {
@@ -63,6 +69,14 @@ func (m *MemoryStore) Save(_ context.Context, key string, value []byte) error {
 		m.values = make(map[string]Secret)
 	}
 	m.values[key] = NewSecret(string(value))
+	return nil
+}
+
+// Delete implements [Deleter].
+func (m *MemoryStore) Delete(_ context.Context, key string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.values, key)
 	return nil
 }
 
@@ -95,6 +109,7 @@ func (m *MemoryStore) Lock(ctx context.Context, name string) (func(), error) {
 }
 
 var (
-	_ Store  = (*MemoryStore)(nil)
-	_ Locker = (*MemoryStore)(nil)
+	_ Store   = (*MemoryStore)(nil)
+	_ Locker  = (*MemoryStore)(nil)
+	_ Deleter = (*MemoryStore)(nil)
 )
