@@ -25,6 +25,7 @@ type scenario struct {
 
 	sameAge bool // all tokens were obtained within boot, as when a fleet is new
 	step    bool // without any dice: what happens when the jitter is taken out
+	eager   bool // "login eager": what is due at the boot is done at the boot
 }
 
 // result counts by seconds since the power or the server was back.
@@ -35,6 +36,7 @@ type result struct {
 	lapsed   int           // proxies without a usable token when it was over
 	healed   time.Duration // until 99 % had a usable token; -1: not before the end
 	rejected int           // requests that got a 429
+	knocks   float64       // requests a second in the last minute of an outage
 }
 
 // peak is the most requests within one second.
@@ -137,7 +139,11 @@ func (f *fleet) bootAll() {
 	for i := range f.proxies {
 		p, up := &f.proxies[i], f.back+f.until(f.boot)
 		p.failures = 0
-		f.appoint(int32(i), up+schedule.AtBoot(p.ahead, p.expiry-up, f.roll()))
+		if f.eager {
+			f.appoint(int32(i), max(up, p.expiry-f.lifetime+p.ahead))
+		} else {
+			f.appoint(int32(i), up+schedule.AtBoot(p.ahead, p.expiry-up, f.roll()))
+		}
 		if f.calls > 0 {
 			f.queue.push(event{at: up + f.until(f.calls), id: int32(i), call: true})
 		}
@@ -165,6 +171,9 @@ func (f *fleet) drain(end time.Duration) {
 // refresh is one request of a proxy to the server.
 func (f *fleet) refresh(id int32, now time.Duration) {
 	p, bin := &f.proxies[id], int((now-f.back)/time.Second)
+	if f.outage > 0 && now < f.back && now >= f.back-time.Minute {
+		f.knocks += 1.0 / 60
+	}
 	counted := now >= f.back && bin < len(f.requests)
 	if counted {
 		f.requests[bin]++
