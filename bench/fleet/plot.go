@@ -21,7 +21,7 @@ type line struct {
 
 const (
 	width, height            = 800, 420
-	left, right, top, bottom = 70, 20, 84, 54
+	left, right, top, bottom = 84, 20, 84, 54
 	style                    = `<style>
 text{font:13px system-ui,sans-serif;fill:#1f2328}.t{font-size:16px;font-weight:600}.g{stroke:#d0d7de}.m{stroke:#57606a;stroke-dasharray:6 4}
 .bg{fill:#fff}.l{fill:none;stroke-width:1.6;stroke-linejoin:round}.c0{stroke:#0757b8}.c1{stroke:#b34700}.c2{stroke:#6b2fa0}
