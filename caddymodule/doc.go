@@ -3,6 +3,8 @@
 //
 //	app.go         app "device_flow": owns the sessions of one configuration
 //	pool.go        the running sessions of the process, which survive reloads
+//	keyed*.go      one login per device: whose a request is, the group of those that
+//	               run, what bounds it, its page
 //	client.go      the settings of one session, and flow.Config made of them
 //	handler.go     "http.handlers.device_flow": no token, no call
 //	statuspage.go  "http.handlers.device_flow_status": page, JSON, SSE, health

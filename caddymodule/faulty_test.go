@@ -334,7 +334,7 @@ func (tr *traffic) check(t *testing.T) {
 }
 
 // until waits for a condition that nothing signals.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -27,7 +27,7 @@ const patience = time.Minute
 // rig is a Caddy in this process, with an authorization server and an API on loopback. Callers reach Caddy by a unix
 // socket, so that there is no port to collide on.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	as     *flowtest.Server
 	issuer string
 	api    string // host:port of an API that wants the tokens
@@ -35,7 +35,7 @@ type rig struct {
 	client *http.Client
 }
 
-func newRig(t *testing.T, cfg flowtest.Config) *rig {
+func newRig(t testing.TB, cfg flowtest.Config) *rig {
 	t.Helper()
 	if cfg.Interval == 0 {
 		cfg.Interval = 100 * time.Millisecond
@@ -166,7 +166,7 @@ func (x *rig) session(name string) *running {
 }
 
 // await waits for a state.
-func await(t *testing.T, s *flow.Session, want flow.State) flow.Status {
+func await(t testing.TB, s *flow.Session, want flow.State) flow.Status {
 	t.Helper()
 	timeout := time.After(patience)
 	for {

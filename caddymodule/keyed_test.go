@@ -28,7 +28,7 @@ func (x *rig) device(name string) answer {
 }
 
 // problemOf is the problem that a call was answered with.
-func problemOf(t *testing.T, a answer) problem {
+func problemOf(t testing.TB, a answer) problem {
 	t.Helper()
 	var p problem
 	if err := json.Unmarshal([]byte(a.body), &p); err != nil {

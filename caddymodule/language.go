@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/text/language"
 )
@@ -29,13 +30,14 @@ var catalogues = loadCatalogues()
 // english is what callers and terminals get, and whoever reads nothing else of ours.
 var english = catalogues[0]
 
-var languageMatcher = func() language.Matcher {
+// languageMatcher is made for the first page, not at each start of a Caddy.
+var languageMatcher = sync.OnceValue(func() language.Matcher {
 	tags := make([]language.Tag, len(catalogues))
 	for i, c := range catalogues {
 		tags[i] = language.MustParse(c.tag)
 	}
 	return language.NewMatcher(tags)
-}()
+})
 
 func loadCatalogues() []*catalogue {
 	files, err := catalogueFiles.ReadDir("lang")
@@ -144,7 +146,7 @@ func languageOf(r *http.Request) *catalogue {
 	wanted := parseLanguages(strings.Join(r.Header.Values("Accept-Language"), ","))
 	for _, least := range []language.Confidence{language.High, language.Low} {
 		for _, tag := range wanted {
-			if _, i, sure := languageMatcher.Match(tag); sure >= least {
+			if _, i, sure := languageMatcher().Match(tag); sure >= least {
 				return catalogues[i]
 			}
 		}

@@ -188,7 +188,7 @@ func FuzzAcceptLanguage(f *testing.F) {
 		if len(tags) > maxLanguages {
 			t.Errorf("%d tags", len(tags))
 		}
-		languageMatcher.Match(tags...)
+		languageMatcher().Match(tags...)
 	})
 }
 

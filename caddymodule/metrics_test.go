@@ -30,7 +30,7 @@ import (
 // exposition is what a scrape brings: the value of each of our series.
 type exposition map[string]float64
 
-func parseExposition(t *testing.T, text string) exposition {
+func parseExposition(t testing.TB, text string) exposition {
 	t.Helper()
 	all := exposition{}
 	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {

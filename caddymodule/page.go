@@ -50,8 +50,9 @@ const (
 
 var (
 	//go:embed page.html
-	pageHTML     string
-	pageTemplate = template.Must(template.New("pages").Parse(pageHTML))
+	pageHTML string
+	// pageTemplate is parsed for the first page, not at each start of a Caddy.
+	pageTemplate = sync.OnceValue(func() *template.Template { return template.Must(template.New("pages").Parse(pageHTML)) })
 )
 
 // page is the status page of one site: HTML, JSON, plain text, a stream of
@@ -206,7 +207,7 @@ func (p *page) html(w http.ResponseWriter, r *http.Request, status int, st flow.
 func (p *page) render(w http.ResponseWriter, r *http.Request, status int, name string, f *frame, data any) {
 	p.place(r, f)
 	var b bytes.Buffer
-	if err := pageTemplate.ExecuteTemplate(&b, name, data); err != nil {
+	if err := pageTemplate().ExecuteTemplate(&b, name, data); err != nil {
 		p.refuse(w, r, http.StatusInternalServerError, "internal")
 		return
 	}

@@ -211,6 +211,9 @@ func (t *Transport) direct(req *http.Request) error {
 	if t.usesTLS(to.Port) {
 		req.URL.Scheme = "https"
 	}
+	if t.ownHost {
+		req.Host = to.Address
+	}
 	// Nobody has chosen another name than the default of RequestHeaderOps.
 	if req.Host == to.Address {
 		switch {

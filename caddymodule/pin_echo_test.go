@@ -31,6 +31,7 @@ func TestASiteThatEchoesItsRequestsEchoesNoToken(t *testing.T) {
 			"  copy_response 203\n }\n",
 		"rendered": handleResponse,
 		"failed":   handleResponse,
+		"bare":     " header_down X-Echo " + echo + "\n", // the proxy makes no copy of the header for header_up
 	}
 	var sites []string
 	add := func(name, inside string) {
@@ -69,8 +70,8 @@ func TestASiteThatEchoesItsRequestsEchoesNoToken(t *testing.T) {
 			}
 		}
 	}
-	if n := len(x.as.APIRequests()); n != 9 {
-		t.Errorf("the API got %d requests, want 9", n)
+	if n := len(x.as.APIRequests()); n != 12 {
+		t.Errorf("the API got %d requests, want 12", n)
 	}
 	// The log is as full as it can be, or its silence would prove nothing.
 	for _, want := range []string{"upstream roundtrip", "handled request", "Basic mine", `"echo":`, "log.trace"} {

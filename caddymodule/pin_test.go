@@ -278,6 +278,24 @@ func TestAnAbsoluteRequestGoesToTheUpstreamUnderItsName(t *testing.T) {
 	}
 }
 
+func TestARetryNamesTheUpstreamThatItGoesTo(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := gone.Addr().String()
+	_ = gone.Close()
+	x.load(x.config(t.Name(), "", "a", "device_flow "+nobody+" API {\n LOGIN\n lb_policy first\n lb_retries 1\n fail_duration 1h\n}"))
+	x.login("default")
+	if got := x.get("http://a/"); got.status != http.StatusOK {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if got := x.as.APIRequests()[0].Host; got != x.api {
+		t.Errorf("Host is %s, want %s", got, x.api)
+	}
+}
+
 func TestADefaultPortIsNoPartOfTheName(t *testing.T) {
 	for _, c := range []struct{ address, scheme, want string }{
 		{"api.example.com:443", "https", "api.example.com"},

@@ -9,6 +9,7 @@ import (
 	"html/template"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -137,7 +138,12 @@ var problemCSP = func() string {
 		"'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 }()
 
-var problemTemplate = template.Must(template.New("problem").Parse(`<!DOCTYPE html>
+// problemTemplate is parsed for the first such page, not at each start of a Caddy.
+var problemTemplate = sync.OnceValue(func() *template.Template {
+	return template.Must(template.New("problem").Parse(problemHTML))
+})
+
+const problemHTML = `<!DOCTYPE html>
 <html lang="{{.Lang}}">
 <head>
 <meta charset="utf-8">
@@ -164,7 +170,7 @@ var problemTemplate = template.Must(template.New("problem").Parse(`<!DOCTYPE htm
 </main>
 </body>
 </html>
-`))
+`
 
 // write answers with the problem in the format that the caller asks for.
 func (p problem) write(w http.ResponseWriter, r *http.Request) {
@@ -200,7 +206,7 @@ func (p problem) html(r *http.Request) ([]byte, *catalogue, error) {
 	title, detail := p.words(c)
 	to := newLink(p.VerificationURI)
 	var b bytes.Buffer
-	err := problemTemplate.Execute(&b, struct {
+	err := problemTemplate().Execute(&b, struct {
 		Lang, Title, Detail, Note, Code, Open, OpenPage, StatusURL string
 		Link                                                       link
 	}{c.tag, title, detail, p.note, p.UserCode, c.text("call.open", "address", to.Text), c.text("call.open_page"), p.StatusURL, to})

@@ -62,6 +62,7 @@ type Transport struct {
 	guard   *keeper
 	pins    map[destination]struct{}
 	tlsName string // that every certificate is checked for; empty: the host dialed
+	ownHost bool   // the upstream's own name is set here, not by RequestHeaderOps
 }
 
 // CaddyModule returns the Caddy module information.
@@ -96,12 +97,19 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 	if t.guard, err = (Guard{}).provision(ctx, t, s.name); err != nil {
 		return err
 	}
+	if proxy := proxyAround(ctx); proxy != nil {
+		t.ownHost = proxy.Headers == nil || proxy.Headers.Request == nil
+	}
 	return t.pin(ctx)
 }
 
 // RequestHeaderOps gives the upstream its own name as Host, whatever the caller
-// has called the proxy. The operator's `header_up` comes later.
+// has called the proxy. The operator's `header_up` comes later. Without one, direct
+// does it: for any operation, the proxy copies the header of each request once more.
 func (t *Transport) RequestHeaderOps() *headers.HeaderOps {
+	if t.ownHost {
+		return nil
+	}
 	return &headers.HeaderOps{Set: http.Header{"Host": {"{http.reverse_proxy.upstream.hostport}"}}}
 }
 
@@ -139,8 +147,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.turnAway(req, no, 0)
 	}
 	// A handler before the proxy may have put the token here, too, and the proxy logs
-	// what it finds here afterwards. The map belongs to this attempt alone, since
-	// there are header operations for each.
+	// what it finds here afterwards. The map is the proxy's own copy.
 	delete(req.Header, "Authorization")
 	s, err := t.running(req, vars)
 	if err != nil {
@@ -189,7 +196,7 @@ func (t *Transport) running(req *http.Request, vars map[string]any) (*running, e
 		}
 	}
 	if t.keyed != nil {
-		return t.keyed.running(req, vars, true)
+		return t.keyed.running(req, nil, true) // the variables are only read now, see tally.claim
 	}
 	return t.session.running(req.Context())
 }

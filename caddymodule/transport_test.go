@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -69,6 +71,43 @@ func TestAnUpstreamOverTLSGetsItsOwnHostAndTheToken(t *testing.T) {
 	}
 	if got := x.as.APIRequests()[0].Host; "https://"+got != upstream.URL {
 		t.Errorf("Host is %s, not that of %s", got, upstream.URL)
+	}
+}
+
+// Caddy keeps 32 connections for the next call, and dials anew for each call beyond.
+func TestConnectionsAreKeptForMoreCallersThanCaddyDoes(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), global, "a", "device_flow API", "b", "device_flow API {\n transport http {\n  keepalive_idle_conns_per_host 7\n }\n}"))
+	app, err := caddy.ActiveContext().App("http")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []int
+	for _, srv := range app.(*caddyhttp.App).Servers {
+		handlersOf(srv.Routes, func(m caddyhttp.MiddlewareHandler) {
+			if proxy, ok := m.(*reverseproxy.Handler); ok {
+				rt := proxy.Transport.(*Transport).HTTPTransport.Transport
+				if kept = append(kept, rt.MaxIdleConnsPerHost); rt.IdleConnTimeout != 2*time.Minute {
+					t.Errorf("they are kept for %v", rt.IdleConnTimeout)
+				}
+			}
+		})
+	}
+	if slices.Sort(kept); !slices.Equal(kept, []int{7, 256}) {
+		t.Errorf("the sites keep %v connections", kept)
+	}
+}
+
+func TestUpstreamsOverTLSAreAskedByHTTP2(t *testing.T) {
+	x := newRig(t, flowtest.Config{})
+	upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }))
+	upstream.EnableHTTP2 = true
+	upstream.StartTLS()
+	defer upstream.Close()
+	x.load(x.config(t.Name(), "", "a", "device_flow "+upstream.URL+" {\n LOGIN\n transport http {\n  tls_insecure_skip_verify\n }\n}"))
+	x.login("default")
+	if got := x.get("http://a/"); got.status != http.StatusOK || got.body != "HTTP/2.0" {
+		t.Errorf("%d %s", got.status, got.body)
 	}
 }
 

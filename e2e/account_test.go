@@ -18,6 +18,7 @@ func onlyAlice(claim, value string) string {
 // TestAnotherAccountIsRefusedAndShown has somebody approve with the wrong account: not one call leaves with their token,
 // the token is revoked, and the page says what happened. A stored login is held against a changed setting.
 func TestAnotherAccountIsRefusedAndShown(t *testing.T) {
+	parallel(t)
 	tab := startBrowser(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)

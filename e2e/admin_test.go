@@ -10,6 +10,7 @@ import (
 
 // TestAdminAPIShowsAndOperatesSessions goes through a login's life by the admin API alone.
 func TestAdminAPIShowsAndOperatesSessions(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, composed, as.Issuer(), a.URL)

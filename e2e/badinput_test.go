@@ -10,6 +10,7 @@ import (
 // TestBadInputIsNamedWithItsPlaceAndRemedy loads every mistake of a configuration that can be known without asking
 // anybody. Each message says where: by file and line, or by the name of the session; and what to write instead.
 func TestBadInputIsNamedWithItsPlaceAndRemedy(t *testing.T) {
+	parallel(t)
 	// settings is the block of a short form, one a line; line 4 of the Caddyfile is its first.
 	short := func(settings string) string {
 		return "http://:{$PORT} {\n\tbind 127.0.0.1\n\tdevice_flow {$API} {\n" + settings + "\n\t}\n}\n"

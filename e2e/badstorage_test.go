@@ -65,6 +65,7 @@ func limitFiles(t *testing.T, c *caddy, size string) {
 // TestStorageThatFailsCostsNoCall has the storage fail while tokens are renewed: Caddy serves from memory and says
 // that something is wrong; once the storage works again, the newest tokens are in it.
 func TestStorageThatFailsCostsNoCall(t *testing.T) {
+	parallel(t)
 	for _, b := range breakages {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()
@@ -90,16 +91,13 @@ func TestStorageThatFailsCostsNoCall(t *testing.T) {
 			// The pause between attempts is 30 s at most.
 			eventually(t, 45*time.Second, "the storage is in use again", func() bool { return c.status(t).State == "authorized" })
 			calls.requireGood(t, "while the storage failed")
-			// What healed it may have been the note that a refresh is coming: a kill during that is another test's.
-			eventually(t, lifetime, "the newest refresh token is on disk", func() bool {
-				saved, leftovers := recordAndLeftovers(t, folder)
-				return saved == issued.latest() && len(leftovers) == 0
-			})
+			// A kill between a refresh and its save is another test's: this one comes just after both, when the next
+			// is far away.
+			issued.awaitSaved(t, folder, 2*lifetime)
+			c.kill(t)
 			if !strings.Contains(c.output.String(), "stor") {
 				t.Error("the log says nothing of the storage")
 			}
-
-			c.kill(t)
 			if saved, leftovers := recordAndLeftovers(t, folder); saved != issued.latest() || len(leftovers) > 0 {
 				t.Errorf("the newest refresh token is on disk: %t; %d unfinished files", saved == issued.latest(), len(leftovers))
 			}
@@ -115,7 +113,7 @@ func TestStorageThatFailsCostsNoCall(t *testing.T) {
 // TestStartWithoutStorageAndServer has neither a folder nor an authorization server when Caddy starts: it starts all
 // the same, serves its other sites and keeps the status page; a reload is as quick. Then both come back.
 func TestStartWithoutStorageAndServer(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	config := onShared(site("device", "offline_access") + "\nhttp://:{$PORT2} {\n\tbind 127.0.0.1\n\trespond \"other site\"\n}\n")
@@ -152,6 +150,7 @@ func TestStartWithoutStorageAndServer(t *testing.T) {
 // TestDamagedRecordIsKeptAndAsksForALogin starts Caddy with each kind of damage to the stored login. The state says
 // what to do, nothing is overwritten in silence, and after a login all is well for good.
 func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
+	parallel(t)
 	noise := make([]byte, 4096)
 	random := rand.NewChaCha8([32]byte{1})
 	_, _ = random.Read(noise) // never fails

@@ -14,6 +14,7 @@ func startBetterAuth(t *testing.T, lifetime time.Duration, settings ...string) *
 
 // The issuer has a path here, so its metadata is at an address of RFC 8414's own making.
 func TestWholeLifeAtBetterAuth(t *testing.T) {
+	parallel(t, installProvider)
 	p := startBetterAuth(t, 4*time.Second)
 	wholeLife(t, p, site(providerClient, "openid offline_access profile email"), func(s status) {
 		p.decide(t, s.Login.UserCode, "allow")
@@ -25,6 +26,7 @@ func TestWholeLifeAtBetterAuth(t *testing.T) {
 
 // A server that enforces more than it announces.
 func TestBetterAuthSaysSlowDown(t *testing.T) {
+	parallel(t, installProvider)
 	p := startBetterAuth(t, time.Minute, "INTERVAL=1", "ENFORCED_INTERVAL=4")
 	c := startCaddy(t, site(providerClient, "openid offline_access"), p.issuer, startAPI(t, p.valid).URL)
 	code := c.callForCode(t).UserCode
@@ -40,6 +42,7 @@ func TestBetterAuthSaysSlowDown(t *testing.T) {
 }
 
 func TestLoginDeniedAtBetterAuth(t *testing.T) {
+	parallel(t, installProvider)
 	p := startBetterAuth(t, time.Minute)
 	c := startCaddy(t, site(providerClient, "openid offline_access"), p.issuer, startAPI(t, p.valid).URL)
 	code := c.callForCode(t).UserCode
@@ -53,6 +56,7 @@ func TestLoginDeniedAtBetterAuth(t *testing.T) {
 
 // The code dies earlier than was announced: it is the server that says so.
 func TestCodeRunsOutAtBetterAuth(t *testing.T) {
+	parallel(t, installProvider)
 	p := startBetterAuth(t, time.Minute, "DEVICE_CODE_DIES=3")
 	c := startCaddy(t, site(providerClient, "openid offline_access"), p.issuer, startAPI(t, p.valid).URL)
 	code := c.callForCode(t).UserCode

@@ -11,8 +11,8 @@ import (
 )
 
 // startBrowser starts a headless Chromium with a new, empty profile, and gives the context of its first tab, which
-// ends, and the browser with it, at the end of the test.
-func startBrowser(t *testing.T) context.Context {
+// ends, and the browser with it, at the end of the test; more are flags for this browser alone.
+func startBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	path := os.Getenv("CHROMIUM")
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
@@ -50,7 +50,7 @@ func startBrowser(t *testing.T) context.Context {
 	if os.Geteuid() == 0 {
 		flags = append(flags, chromedp.NoSandbox) // Chromium has no sandbox for root
 	}
-	ctx, cancel := chromedp.NewExecAllocator(context.Background(), flags...)
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(flags, more...)...)
 	t.Cleanup(cancel) // waits for the browser to end
 	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
 	t.Cleanup(cancel)
@@ -122,6 +122,7 @@ func newTab(t *testing.T, tab context.Context) context.Context {
 
 // TestBrowserFixtureShowsAPage says, when a test in the browser fails, whether the browser is to blame.
 func TestBrowserFixtureShowsAPage(t *testing.T) {
+	parallel(t)
 	a := startAPI(t, func(string) bool { return false })
 	tab := startBrowser(t)
 	browse(t, tab, "opening a page", chromedp.Navigate(a.URL))

@@ -22,6 +22,7 @@ import (
 
 // TestLegacyCallersAreAuthenticated sends what devices send, none of which knows of tokens, through one login.
 func TestLegacyCallersAreAuthenticated(t *testing.T) {
+	parallel(t)
 	as, a, c := startProxy(t, 3*time.Second)
 
 	t.Run("callers", func(t *testing.T) { // returns when those in parallel have ended
@@ -214,6 +215,7 @@ func upload(t *testing.T, c *caddy) {
 // TestCallersCannotChangeTheirCredentials sends each way in which a caller might have the token removed, doubled or
 // replaced; the API must receive exactly the one injected value, and no Authorization trailer.
 func TestCallersCannotChangeTheirCredentials(t *testing.T) {
+	parallel(t)
 	_, a, c := startProxy(t, time.Hour)
 	const own = "Basic b3duOm93bg=="
 	for name, headers := range map[string]string{

@@ -11,6 +11,7 @@ import (
 
 // TestProxyWithoutACaddyfile runs the product with nothing but flags.
 func TestProxyWithoutACaddyfile(t *testing.T) {
+	parallel(t)
 	const secret = "s3cret-of-the-client"
 	as := startAS(t, time.Hour, byHand, func(c *flowtest.Config) { c.ClientSecret = secret })
 	a := startAPI(t, as.ValidToken)
@@ -64,6 +65,7 @@ func requireSecretNowhere(t *testing.T, c *caddy, secret string) {
 
 // TestProxySaysWhatIsMissing is about flags that do not make a proxy.
 func TestProxySaysWhatIsMissing(t *testing.T) {
+	parallel(t)
 	c := newCaddy(t, "", "", "")
 	good := []string{"proxy", "--from", "localhost:" + c.port, "--to", "https://api.example.com", "--issuer", "https://login.example.com", "--client-id", "x"}
 	for _, tc := range []struct {

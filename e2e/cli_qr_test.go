@@ -130,6 +130,7 @@ func onTerminal(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 
 // TestQRCodeOfTheLoginCommandIsReadable has an independent program read what `caddy device-flow login` draws.
 func TestQRCodeOfTheLoginCommandIsReadable(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "openid offline_access"), as.Issuer(), a.URL)
@@ -180,6 +181,7 @@ func composeLogs(text string) string {
 
 // TestQRCodeInTheLogIsReadable is the setting log_qr: one code, one drawing.
 func TestQRCodeInTheLogIsReadable(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	config := strings.Replace(site("device", "openid offline_access"), "client_id", "log_qr\n\t\tclient_id", 1)

@@ -79,6 +79,7 @@ func (p *process) printed(t *testing.T, what string) {
 
 // TestCommandsGoThroughALogin is a session's life as somebody at a console has it.
 func TestCommandsGoThroughALogin(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "openid offline_access"), as.Issuer(), a.URL)
@@ -151,6 +152,7 @@ func TestCommandsGoThroughALogin(t *testing.T) {
 
 // TestLoginCommandTellsHowItEnded is about the codes that are not approved.
 func TestLoginCommandTellsHowItEnded(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "openid offline_access"), as.Issuer(), a.URL)
@@ -223,6 +225,7 @@ func TestLoginCommandTellsHowItEnded(t *testing.T) {
 
 // TestCommandsSayWhatToMend has what goes wrong before a session is found.
 func TestCommandsSayWhatToMend(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := newCaddy(t, composed, as.Issuer(), a.URL)
@@ -276,6 +279,7 @@ func TestCommandsSayWhatToMend(t *testing.T) {
 
 // TestStringsOfTheServerSteerNoCommand is S33 of the scorecard for the commands.
 func TestStringsOfTheServerSteerNoCommand(t *testing.T) {
+	parallel(t)
 	as, a := startScribbler(t), startAPI(t, func(string) bool { return true })
 	c := startCaddy(t, strings.Replace(scribbled, "client_id", "log_qr\n\t\tclient_id", 1), as.URL, a.URL)
 	const evil = "AB\x1b[2J\x1b]0;title\x07\u009b31m\u202eCD\u2066\u200b\x7f\r\n\nstate: authorized\r\rEF\u2028GH"

@@ -94,6 +94,7 @@ func lives(t *testing.T, p *provider, c *caddy) {
 
 // A client that signs: the third party checks signature, audience, jti and times itself.
 func TestSigningClientAgainstAThirdParty(t *testing.T) {
+	parallel(t, installProvider)
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -108,6 +109,7 @@ func TestSigningClientAgainstAThirdParty(t *testing.T) {
 	}
 	for name, key := range map[string]crypto.Signer{"ES256": ec, "RS256": rs, "EdDSA": ed} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := startProvider(t, 4*time.Second, "CLIENT_AUTH=private_key_jwt", "CLIENT_JWKS="+jwks(t, jose.JSONWebKey{Key: key.Public(), Use: "sig"}))
 			a := startAPI(t, p.valid)
 			c := newCaddy(t, authenticated("client_auth private_key_jwt\n\t\tclient_key {$HOME}/client-key.pem"), p.issuer, a.URL)
@@ -139,6 +141,7 @@ func certificate(t *testing.T, name string) (cert, key string, der []byte, k *ec
 
 // A client that has nothing but its certificate, at the places that the third party's metadata names for it.
 func TestClientWithACertificateAgainstAThirdParty(t *testing.T) {
+	parallel(t, installProvider)
 	dir := t.TempDir()
 	serverCert, serverKey, _, _ := certificate(t, "server")
 	for name, text := range map[string]string{"server.pem": serverCert, "server-key.pem": serverKey} {

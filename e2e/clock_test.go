@@ -122,7 +122,7 @@ func (b *boot) requireSameLogin(t *testing.T) {
 // TestBootIn1970KeepsTheLogin has calls come while the clock is wrong and when it is put right; then the machine
 // starts once more.
 func TestBootIn1970KeepsTheLogin(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	boots := []*boot{
 		{name: "good token"},
 		{name: "lapsed token", lapsed: true},
@@ -172,7 +172,7 @@ func TestBootIn1970KeepsTheLogin(t *testing.T) {
 
 // TestLockFrom1970StopsNobody cuts the power in the middle of a refresh in 1970, and starts with the clock right.
 func TestLockFrom1970StopsNobody(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	b := &boot{name: "lock of 1970", lapsed: true}
 	b.login(t)
 	cut := b.slowRefresh()
@@ -192,7 +192,7 @@ func TestLockFrom1970StopsNobody(t *testing.T) {
 
 // TestClockJumpsAnHourWhileRunning has calls come all the time, which must all be served.
 func TestClockJumpsAnHourWhileRunning(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	const lifetime = 10 * time.Minute
 	as := startAS(t, lifetime)
 	a := startAPI(t, as.ValidToken)
@@ -256,7 +256,7 @@ func TestClockJumpsAnHourWhileRunning(t *testing.T) {
 // TestClockTwoMinutesOff has a clock that is fast, and one that is slow, for the whole life of a login: from its code,
 // over many tokens and a power cut, until the clock is put right.
 func TestClockTwoMinutesOff(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	const lifetime = 3 * time.Second
 	type machine struct {
 		name  string

@@ -21,7 +21,7 @@ type pair struct {
 // lapsed, and has calls come over several lifetimes. The server takes its time, so that the one could well get in the
 // way of the other: a refresh token that both present ends the login.
 func TestClocksOfInstancesTenMinutesApart(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	const lifetime = 6 * time.Second
 	pairs := []*pair{{wrong: 10 * time.Minute}, {wrong: -10 * time.Minute}}
 	for _, p := range pairs {

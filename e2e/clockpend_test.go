@@ -7,7 +7,7 @@ import (
 
 // TestCodeShownIn1970OutlivesTheCorrection has an operator with a code in hand when a new machine learns the time.
 func TestCodeShownIn1970OutlivesTheCorrection(t *testing.T) {
-	t.Parallel()
+	parallel(t, clockCaddy)
 	as := startAS(t, time.Hour, byHand)
 	c := newCaddy(t, site("device", "offline_access"), as.Issuer(), startAPI(t, as.ValidToken).URL)
 	clock := newWallClock(t, c)

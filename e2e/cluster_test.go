@@ -3,6 +3,9 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -10,30 +13,32 @@ import (
 	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
 )
 
-// startCluster runs several Caddies with the same site on one storage folder.
-func startCluster(t *testing.T, size int, lifetime time.Duration, change ...func(*flowtest.Config)) (*flowtest.Server, []*caddy) {
+// startCluster runs several Caddies with the same site on one storage folder, which it returns, too.
+func startCluster(t *testing.T, size int, lifetime time.Duration, change ...func(*flowtest.Config)) (as *flowtest.Server, nodes []*caddy, folder string) {
 	t.Helper()
-	as := startAS(t, lifetime, change...)
+	as = startAS(t, lifetime, change...)
 	a := startAPI(t, as.ValidToken)
-	nodes := make([]*caddy, size)
+	nodes = make([]*caddy, size)
 	for i := range nodes {
 		nodes[i] = newCaddy(t, onShared(site("device", "offline_access")), as.Issuer(), a.URL)
 	}
-	share(t, nodes...)
+	folder = share(t, nodes...)
 	for _, c := range nodes {
 		c.start(t)
 	}
-	return as, nodes
+	return as, nodes, folder
 }
 
 // TestInstancesOnOneFolderAreOneLogin goes through a login's life with several Caddies that know of each other by
 // their storage alone: one code on all pages, one approval, one refresh for each lifetime, one logout.
 func TestInstancesOnOneFolderAreOneLogin(t *testing.T) {
+	parallel(t)
 	for _, size := range []int{2, 5} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
 			const lifetime = 3 * time.Second
 			lifetimes := sample(10, 300)
-			as, nodes := startCluster(t, size, lifetime, byHand)
+			as, nodes, _ := startCluster(t, size, lifetime, byHand)
 
 			code := nodes[0].callForCode(t).UserCode
 			for i, c := range nodes {
@@ -97,17 +102,21 @@ func TestInstancesOnOneFolderAreOneLogin(t *testing.T) {
 	}
 }
 
-// TestInstanceDiesWithoutHarmToTheOthers kills one of three at random moments of its refreshes, and starts it again.
+// TestInstanceDiesWithoutHarmToTheOthers kills one of three as soon as a refresh is saved, whoever made it, and starts it
+// again. Who dies between the answer and the save takes the only good refresh token along, here as everywhere: that is
+// TestKillAroundARefreshLosesNoLogin.
 func TestInstanceDiesWithoutHarmToTheOthers(t *testing.T) {
+	parallel(t)
 	const lifetime = 3 * time.Second
-	as, nodes := startCluster(t, 3, lifetime)
+	as, nodes, folder := startCluster(t, 3, lifetime)
+	issued := watchIssued(as)
 	for _, c := range nodes {
 		c.login(t)
 	}
 	one, two := callEvery(t, nodes[0].url+"/", 100*time.Millisecond), callEvery(t, nodes[1].url+"/", 100*time.Millisecond)
 	for range sample(4, 40) {
 		seen := as.Stats().Refreshes
-		eventually(t, 2*lifetime, "a refresh", func() bool { return as.Stats().Refreshes > seen })
+		issued.awaitSaved(t, folder, 2*lifetime)
 		nodes[2].stop(t, syscall.SIGKILL)
 		eventually(t, 3*lifetime, "the others refresh", func() bool { return as.Stats().Refreshes > seen+1 })
 		nodes[2].start(t)
@@ -122,4 +131,24 @@ func TestInstanceDiesWithoutHarmToTheOthers(t *testing.T) {
 	if got := as.Stats(); got.Reuses != 0 || got.DeviceRequests != 1 {
 		t.Errorf("%d reuses and %d codes, want 0 and 1", got.Reuses, got.DeviceRequests)
 	}
+}
+
+// awaitSaved waits until another refresh token has been issued and is on disk.
+func (i *issued) awaitSaved(t *testing.T, folder string, limit time.Duration) {
+	t.Helper()
+	before := i.latest() // not the count of refreshes: that is ahead of the answers
+	every(t, time.Millisecond, limit, "a new refresh token is on disk", func() bool {
+		latest := i.latest()
+		return latest != before && recordHolds(folder, latest)
+	})
+}
+
+// recordHolds says whether a token is in the one login stored in a folder. Other files come and go while Caddies run.
+func recordHolds(folder, token string) bool {
+	records, err := filepath.Glob(filepath.Join(folder, "device_flow", "*.json"))
+	if err != nil || len(records) != 1 {
+		return false
+	}
+	text, err := os.ReadFile(records[0])
+	return err == nil && token != "" && strings.Contains(string(text), token)
 }

@@ -63,6 +63,7 @@ var composedForms = []string{"short", "transport", "handler", "unguarded"}
 // TestEveryFormAuthenticates sends calls through each form of one shared login: none without a token, and each with
 // the one value, whatever the caller tries.
 func TestEveryFormAuthenticates(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, composed, as.Issuer(), a.URL)
@@ -123,6 +124,7 @@ func TestEveryFormAuthenticates(t *testing.T) {
 // TestTransportRepairsARefusedToken makes every token invalid behind the proxy's back: with the transport at the last
 // hop the callers notice nothing.
 func TestTransportRepairsARefusedToken(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, composed, as.Issuer(), a.URL)
@@ -142,6 +144,7 @@ func TestTransportRepairsARefusedToken(t *testing.T) {
 
 // TestTwoStatusPagesAtOnePlaceDoNotLoad refuses what would hide one login behind the other.
 func TestTwoStatusPagesAtOnePlaceDoNotLoad(t *testing.T) {
+	parallel(t)
 	const two = `
 http://:{$PORT} {
 	bind 127.0.0.1

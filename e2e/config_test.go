@@ -14,6 +14,7 @@ import (
 // TestValidateTouchesNothing runs the commands that only read a configuration: they ask the authorization server
 // nothing, write no file, and need neither server nor storage.
 func TestValidateTouchesNothing(t *testing.T) {
+	parallel(t)
 	var hits atomic.Int64
 	as := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hits.Add(1) }))
 	defer as.Close()
@@ -68,6 +69,7 @@ http://:{$PORT2} {
 
 // TestExampleCaddyfileIsClean holds the file that people copy to what it teaches.
 func TestExampleCaddyfileIsClean(t *testing.T) {
+	parallel(t)
 	example, err := os.ReadFile(filepath.Join("..", "Caddyfile.example"))
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +93,7 @@ func TestExampleCaddyfileIsClean(t *testing.T) {
 // TestUnreachableAuthorizationServerStopsNothing starts Caddy where the authorization server refuses connections and
 // where it accepts them and says nothing: the other site serves, and the guarded one says what is the matter.
 func TestUnreachableAuthorizationServerStopsNothing(t *testing.T) {
+	parallel(t)
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts; nobody answers
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ type crashes struct{ worked, lost, leftovers atomic.Int64 }
 // the next start it serves with the same login. Only a kill between the authorization server's answer and our save
 // may cost the login, for the new refresh token went with it: then one clean login_required says so.
 func TestKillAroundARefreshLosesNoLogin(t *testing.T) {
+	parallel(t)
 	const lanes = 4
 	kills := sample(8, 200)
 	seed := rand.Uint64()
@@ -207,6 +208,7 @@ func killedWrite(name string) bool { return strings.Trim(name, "0123456789") == 
 // TestFilesOfKilledWritesAreCleanedUp starts Caddy where an earlier one was killed in the middle of a save: what it
 // left holds secrets, has a name that nothing would ever overwrite, and goes away.
 func TestFilesOfKilledWritesAreCleanedUp(t *testing.T) {
+	parallel(t)
 	_, _, c := startProxy(t, time.Hour)
 	c.kill(t)
 	before := filesBelow(t, recordsOf(c))

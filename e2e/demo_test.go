@@ -64,6 +64,7 @@ func (d *demo) interrupt(t *testing.T) {
 
 // TestDemoApprovesItself is what a stranger runs first, without a browser.
 func TestDemoApprovesItself(t *testing.T) {
+	parallel(t, demoBinary)
 	d := startDemo(t, "--auto-approve", "--token-lifetime", "4s")
 	var first reply
 	every(t, 250*time.Millisecond, 15*time.Second, "the demo serves the API's answer", func() bool {
@@ -89,6 +90,7 @@ func TestDemoApprovesItself(t *testing.T) {
 // TestDemoInABrowser is what a stranger sees: the code and the QR code on one page, the approval on another, and the
 // first page changing by itself.
 func TestDemoInABrowser(t *testing.T) {
+	parallel(t, demoBinary)
 	page := startBrowser(t)
 	d := startDemo(t)
 

@@ -33,6 +33,7 @@ func promtool(t *testing.T, args ...string) (string, error) {
 
 // TestAlertsFireWhenTheyShouldAndNotOtherwise has promtool play the stories of rules_test.yml.
 func TestAlertsFireWhenTheyShouldAndNotOtherwise(t *testing.T) {
+	parallel(t)
 	for _, args := range [][]string{
 		{"check", "rules", "rules.yml"}, {"test", "rules", "rules_test.yml"}, {"check", "config", "prometheus.yml"},
 	} {
@@ -150,6 +151,7 @@ var (
 // TestWhatRulesAndDashboardNameIsThere compares the names in deploy/ with the metrics of a running Caddy: a rule about
 // a metric that has been renamed would be silent for ever.
 func TestWhatRulesAndDashboardNameIsThere(t *testing.T) {
+	parallel(t)
 	c := startMonitored(t)
 	c.login(t)
 	real := scrape(t, c.url2+"/metrics")
@@ -219,6 +221,7 @@ func TestWhatRulesAndDashboardNameIsThere(t *testing.T) {
 // TestPrometheusFollowsALogin has a real Prometheus with the configuration of deploy/ watch a real Caddy: the rules are
 // evaluated, and each query of the dashboard is answered.
 func TestPrometheusFollowsALogin(t *testing.T) {
+	parallel(t)
 	binary, err := exec.LookPath("prometheus")
 	if err != nil {
 		missing(t, "prometheus is not here: %s", debian)

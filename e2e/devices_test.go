@@ -217,6 +217,7 @@ func TestEachDeviceHasItsOwnLogin(t *testing.T) {
 
 // TestEachDeviceHasItsOwnLoginAtOIDCProvider does so at a server that others have written.
 func TestEachDeviceHasItsOwnLoginAtOIDCProvider(t *testing.T) {
+	parallel(t, installProvider)
 	p := startProvider(t, time.Minute)
 	a := startWitness(t)
 	c := startCaddy(t, perDevice(providerClient, "openid offline_access", ""), p.issuer, a.URL)

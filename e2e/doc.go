@@ -10,4 +10,7 @@
 // Everything listens on 127.0.0.1, on ports the system gives out, and keeps its
 // files in a folder of the test's own. Built binaries are shared by the tests
 // of one run and removed with it.
+//
+// Tests that wait do so together (see parallel). Those that measure time or
+// memory, or have Chromium work, run before, one by one.
 package e2e

@@ -19,6 +19,7 @@ type tokenResponse struct {
 // TestProviderFixtureIsADeviceFlowServer logs in by hand at the npm oidc-provider, without the product: when a test of
 // the product fails there and this one passes, the product is to blame.
 func TestProviderFixtureIsADeviceFlowServer(t *testing.T) {
+	parallel(t, installProvider)
 	p := startProvider(t, 2*time.Second)
 	c := client(t)
 	post := func(path string, form url.Values, into any) int {

@@ -15,6 +15,7 @@ import (
 // TestFriendlyCallersNeedNoSetting calls through the shortest configuration as programs and devices do, none of which
 // should have to know that there is a guard.
 func TestFriendlyCallersNeedNoSetting(t *testing.T) {
+	parallel(t)
 	v := startVictim(t, caddyBinary)
 	v.login(t)
 	url := v.url + "/things.txt"
@@ -149,6 +150,7 @@ func own(host string) (list []attack) {
 
 // TestStatusPageInABrowserNeedsNoSetting logs in as an operator does: by the address bar, the live page and its form.
 func TestStatusPageInABrowserNeedsNoSetting(t *testing.T) {
+	parallel(t)
 	v := startVictim(t, caddyBinary, byHand)
 	browser := startHostileBrowser(t, v)
 	for i, host := range []string{"localhost", "api-proxy"} {

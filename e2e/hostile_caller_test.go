@@ -74,6 +74,7 @@ func form(body string) (whole, chunked string) {
 
 // TestRefusedRequestsNeverReachTheAPI is S41, S42, S44, S45, S56 and S58 of the scorecard.
 func TestRefusedRequestsNeverReachTheAPI(t *testing.T) {
+	parallel(t)
 	a, c := startHostileRig(t)
 	type request struct {
 		raw  string
@@ -166,6 +167,7 @@ func TestRefusedRequestsNeverReachTheAPI(t *testing.T) {
 
 // TestOddRequestsReachTheAPIOnlyWithOurCredential is S41, S43 and S45 for what is let through.
 func TestOddRequestsReachTheAPIOnlyWithOurCredential(t *testing.T) {
+	parallel(t)
 	a, c := startHostileRig(t)
 	whole, chunked := form("a=b&page=2")
 	for name, r := range map[string]struct{ raw, uri string }{
@@ -198,6 +200,7 @@ func TestOddRequestsReachTheAPIOnlyWithOurCredential(t *testing.T) {
 
 // TestHTTP2WithoutTLSIsGuarded uses the protocol that Caddy takes on such a port from those who know that it does.
 func TestHTTP2WithoutTLSIsGuarded(t *testing.T) {
+	parallel(t)
 	a, c := startHostileRig(t)
 	h2c := client(t)
 	h2c.Transport.(*http.Transport).Protocols = new(http.Protocols)
@@ -222,6 +225,7 @@ func TestHTTP2WithoutTLSIsGuarded(t *testing.T) {
 // TestNoSecondRequestIsSmuggled sends on one connection what some servers take for one request and others for two
 // (S44, S45). The second asks for a host that is refused, so that it must not arrive in any reading.
 func TestNoSecondRequestIsSmuggled(t *testing.T) {
+	parallel(t)
 	a, c := startHostileRig(t)
 	const second = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n"
 	for name, first := range map[string]string{

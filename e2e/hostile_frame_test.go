@@ -12,6 +12,7 @@ import (
 // TestTheStatusPageIsNobodysFrame is S60: not even a page of its own origin, which the API may serve, can frame it; no
 // script that gets into it runs; and the login server does not learn where the operator comes from.
 func TestTheStatusPageIsNobodysFrame(t *testing.T) {
+	parallel(t)
 	v := startVictim(t, caddyBinary, byHand)
 	code := v.callForCode(t)
 	browser := startHostileBrowser(t, v)

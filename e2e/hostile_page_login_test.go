@@ -86,6 +86,7 @@ func (v *victim) stormLogin(t *testing.T, browser context.Context, name, evilPor
 // TestHostilePagesCannotLogInOrOut has pages of other origins try to start a login, to replace one and to end one, with a
 // token that the form would accept.
 func TestHostilePagesCannotLogInOrOut(t *testing.T) {
+	parallel(t, unguardedBinary)
 	guarded, unguarded := startVictim(t, caddyBinary, byHand), startVictim(t, unguardedBinary, byHand)
 	evilPort := startAttacker(t)
 	browser := startHostileBrowser(t, guarded, unguarded)

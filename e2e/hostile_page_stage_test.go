@@ -11,24 +11,24 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
 	"golang.org/x/net/websocket"
 
 	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
 )
 
 // unguardedBinary is a Caddy that lets everybody in. Whatever a test finds held off by the guard must get through here:
-// a test that could not fail would prove nothing.
-var unguardedBinary = builder("./cmd/caddy", "caddy-unguarded", "-tags", "unguarded")
+// a test that could not fail would prove nothing. It is nobody's product, so the race detector has no business in it.
+var unguardedBinary = sync.OnceValues(func() (string, error) {
+	return build("caddy-unguarded", "./cmd/caddy", "-tags", "unguarded")
+})
 
 // loot is in every answer of the API.
 const loot = "loot-3f9c1d"
@@ -337,19 +337,5 @@ func startHostileBrowser(t *testing.T, victims ...*victim) context.Context {
 	for _, v := range victims {
 		rules = append(rules, "MAP rebind.test:"+v.port+" "+v.rebind.Addr().String())
 	}
-	browser := os.Getenv("CHROMIUM")
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
-		if browser == "" {
-			browser, _ = exec.LookPath(name)
-		}
-	}
-	if browser != "" { // else startBrowser says so
-		script := filepath.Join(t.TempDir(), "chromium")
-		text := "#!/bin/sh\nexec '" + browser + "' '--host-resolver-rules=" + strings.Join(rules, ",") + "' --disable-popup-blocking \"$@\"\n"
-		if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("CHROMIUM", script)
-	}
-	return startBrowser(t)
+	return startBrowser(t, chromedp.Flag("host-resolver-rules", strings.Join(rules, ",")), chromedp.Flag("disable-popup-blocking", true))
 }

@@ -205,6 +205,7 @@ func quiet() (list []attack) {
 // TestPreflightsOfOtherOriginsComeToNothing asks, as a browser does before a page may call, in each form that browsers
 // have had. The API, which would allow everything, must not hear of it, and no page may learn that it could call.
 func TestPreflightsOfOtherOriginsComeToNothing(t *testing.T) {
+	parallel(t, unguardedBinary)
 	guarded, unguarded := startVictim(t, caddyBinary), startVictim(t, unguardedBinary)
 	guarded.login(t)
 	unguarded.login(t)

@@ -176,6 +176,7 @@ type viewer struct {
 // TestStringsOfTheServerAreTextInABrowser is S31 of the scorecard. The same pages are looked at as they are, and without
 // their Content-Security-Policy, where the escaping has to do alone.
 func TestStringsOfTheServerAreTextInABrowser(t *testing.T) {
+	parallel(t)
 	browser := startBrowser(t)
 	as, a := startScribbler(t), startAPI(t, func(string) bool { return true })
 	c := startCaddy(t, scribbled, as.URL, a.URL)
@@ -307,6 +308,7 @@ var badAddresses = map[string]string{ // to what is shown of it at least
 // TestAddressesOfTheServerAreNotOpened is S32 of the scorecard: no link and no QR code, and still a page that one can
 // log in with.
 func TestAddressesOfTheServerAreNotOpened(t *testing.T) {
+	parallel(t)
 	tab := startBrowser(t)
 	as, a := startScribbler(t), startAPI(t, func(string) bool { return true })
 	c := startCaddy(t, scribbled, as.URL, a.URL)
@@ -342,6 +344,7 @@ var levels = regexp.MustCompile(`\x1b\[3\dm[A-Z]+\x1b\[0m`)
 // TestStringsOfTheServerSteerNothing is S33 of the scorecard: neither a terminal, on which the log, the plain page or a
 // refusal is read, nor the stream of events.
 func TestStringsOfTheServerSteerNothing(t *testing.T) {
+	parallel(t)
 	as, a := startScribbler(t), startAPI(t, func(string) bool { return true })
 	c := startCaddy(t, scribbled, as.URL, a.URL)
 	const evil = "AB\x1b[2J\x1b]0;title\x07\u009b31m\u202eCD\u2066\u200b\x7f\r\n\ndata: {}\n\nevent: status\r\rEF\u2028GH"

@@ -11,6 +11,7 @@ import (
 // TestLoginThenEveryCallIsAuthenticated is the whole product against a third party's authorization server: a device
 // calls, an operator approves once, and from then on every call is served, over renewed tokens and a power cut.
 func TestLoginThenEveryCallIsAuthenticated(t *testing.T) {
+	parallel(t, installProvider)
 	p := startProvider(t, 4*time.Second)
 	a := startAPI(t, p.valid)
 	c := startCaddy(t, site(providerClient, "openid offline_access profile email"), p.issuer, a.URL)
@@ -91,6 +92,7 @@ func requireNoToken(t *testing.T, c *caddy, a *api) {
 
 // TestReloadKeepsThePendingCode changes another line of the configuration while an operator has a code in hand.
 func TestReloadKeepsThePendingCode(t *testing.T) {
+	parallel(t, installProvider)
 	p := startProvider(t, 4*time.Second)
 	a := startAPI(t, p.valid)
 	config := site(providerClient, "openid offline_access")

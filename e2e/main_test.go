@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -20,9 +22,18 @@ import (
 // shared holds the built binaries; TestMain makes and removes it.
 var shared string
 
+// atOnce is how many tests that call parallel run at the same time. What they do, mostly, is wait: for the next poll, for
+// a token to lapse. The default, one for each processor, would have the processors wait, too. `go test -parallel` has
+// the last word.
+const atOnce = 8
+
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		var err error
+		err := flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		if shared, err = os.MkdirTemp("", "deviceflow-e2e-"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -50,13 +61,13 @@ func readSources() error {
 	})
 }
 
-// build compiles a package of this module.
+// build compiles a package of this module, without what debuggers need: linking it would take as long as all the rest.
 func build(name, pkg string, flags ...string) (string, error) {
 	if err := readSources(); err != nil {
 		return "", err
 	}
 	output := filepath.Join(shared, name)
-	cmd := exec.Command("go", slices.Concat([]string{"build", "-o", output}, flags, []string{pkg})...)
+	cmd := exec.Command("go", slices.Concat([]string{"build", "-ldflags=-w", "-o", output}, flags, []string{pkg})...)
 	cmd.Dir = ".."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
@@ -66,7 +77,8 @@ func build(name, pkg string, flags ...string) (string, error) {
 
 // builder compiles a package of this module once for all tests. When the tests run with the race detector, so does
 // what they test: races between requests, refreshes and reloads show up in the process, not in the test.
-func builder(pkg, name string, flags ...string) func() (string, error) {
+func builder(pkg, name string) func() (string, error) {
+	var flags []string
 	if raceEnabled {
 		flags = append(flags, "-race")
 	}
@@ -77,6 +89,17 @@ var (
 	caddyBinary = builder("./cmd/caddy", "caddy")
 	demoBinary  = builder("./demo", "demo")
 )
+
+// parallel has a test run beside others, once all that do not call this have ended. Those measure, or need the processors
+// for themselves. Caddy and what else it needs is built before: a compiler at work would upset tests that look at the
+// clock. What cannot be built or installed, the test itself reports.
+func parallel(t *testing.T, needs ...func() (string, error)) {
+	t.Helper()
+	for _, build := range append(needs, caddyBinary) {
+		_, _ = build()
+	}
+	t.Parallel()
+}
 
 // missing ends a test for want of a program: by skipping it, or, where DEVICEFLOW_E2E=1 says that all must run, by
 // failing it.

@@ -59,6 +59,7 @@ func column(rows [][]string, n int) (all []string) {
 
 // TestDocumentedMetricsAreTheRealOnes compares each name, type, label and value.
 func TestDocumentedMetricsAreTheRealOnes(t *testing.T) {
+	parallel(t)
 	c := startMonitored(t)
 	c.login(t)
 	real := scrape(t, c.url2+"/metrics")
@@ -90,6 +91,7 @@ func TestDocumentedMetricsAreTheRealOnes(t *testing.T) {
 
 // TestDocumentedAlertsAreTheRealOnes, with what they are and how long they wait.
 func TestDocumentedAlertsAreTheRealOnes(t *testing.T) {
+	parallel(t)
 	rules := exampleFile(t, "deploy/prometheus/rules.yml")
 	rows, alerts := table(t, "alert"), alertsOf(rules)
 	slices.Sort(alerts)
@@ -106,6 +108,7 @@ func TestDocumentedAlertsAreTheRealOnes(t *testing.T) {
 
 // TestDocumentedEventsAreTheRealOnes has a session go through all of them.
 func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
+	parallel(t, notifyBinary)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	const collect = "{\n\tevents {\n\t\ton * notify ./collect.sh\n\t}\n}\n"
@@ -182,6 +185,7 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 
 // TestDocumentedProbesKnowWaitingFromDead asks what Kubernetes would ask in every state that a session can be in.
 func TestDocumentedProbesKnowWaitingFromDead(t *testing.T) {
+	parallel(t)
 	const probes = "livenessProbe:\n  tcpSocket:\n    port: 8080\nreadinessProbe:\n  httpGet:\n    path: /.device-flow/healthz\n    port: 8080\n"
 	const healthz = "/.device-flow/healthz"
 	if !strings.Contains(exampleFile(t, "docs/monitoring.md"), probes) || !strings.Contains(exampleFile(t, "Dockerfile"), healthz) {

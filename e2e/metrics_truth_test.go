@@ -215,6 +215,7 @@ func (l *storyLane) truths(s scraped) (total int) {
 // do, in random order, to sixteen sessions of a real Caddy that is reloaded meanwhile, and looks at /metrics afterwards.
 // DEVICEFLOW_SEED repeats a story.
 func TestMetricsAreWhatTheServersSawAfterAThousandOperations(t *testing.T) {
+	parallel(t)
 	const lanes = 16
 	operations := sample(1000, 10_000)
 	seed := rand.Uint64()

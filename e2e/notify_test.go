@@ -127,6 +127,7 @@ func startNotifying(t *testing.T, issuer, api, caddyfile string, env ...string) 
 
 // TestOneLoginOfManyDevicesIsOneNotice runs the example as it stands.
 func TestOneLoginOfManyDevicesIsOneNotice(t *testing.T) {
+	parallel(t, notifyBinary)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	w := startWebhook(t)
@@ -199,6 +200,7 @@ func TestOneLoginOfManyDevicesIsOneNotice(t *testing.T) {
 // TestANoticeIsWellFormedWhateverTheServerSays has a server that would like to break out of a string, of a line, or
 // into a shell.
 func TestANoticeIsWellFormedWhateverTheServerSays(t *testing.T) {
+	parallel(t, notifyBinary)
 	const breaks = "A\"B'C\\D\nE\rF\x1b[31m$(touch pwned)`touch pwned`;touch pwned;{env.HOME}\u202e"
 	for name, env := range map[string]string{"json": "NOTIFY_AS=json", "text": "NOTIFY_AS=text"} {
 		t.Run(name, func(t *testing.T) {
@@ -240,6 +242,7 @@ func TestANoticeIsWellFormedWhateverTheServerSays(t *testing.T) {
 // TestAWebhookThatIsDownHoldsNothingUp is told in the log, and the login goes on. The log has no more of the webhook's
 // address, which is a secret at many services, than who it belongs to.
 func TestAWebhookThatIsDownHoldsNothingUp(t *testing.T) {
+	parallel(t, notifyBinary)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	c := startNotifying(t, as.Issuer(), a.URL, ownProxy(t, exampleFile(t, "examples/notify/Caddyfile")),
@@ -255,6 +258,7 @@ func TestAWebhookThatIsDownHoldsNothingUp(t *testing.T) {
 
 // TestACommandThatIsNotThereIsFoundAtOnce and not by the first event.
 func TestACommandThatIsNotThereIsFoundAtOnce(t *testing.T) {
+	parallel(t, notifyBinary)
 	binary, err := notifyBinary()
 	if err != nil {
 		t.Fatal(err)

@@ -32,9 +32,9 @@ func awaitRefresh(t *testing.T, as *flowtest.Server, limit time.Duration) {
 }
 
 // TestServerDownForHalfALifetimeIsNotNoticed has the authorization server away from the middle of a token's life
-// until shortly before its end, when a refresh would have been due.
+// until shortly before its end, when a refresh would have been due. Not in parallel: between the latest moment at which
+// that is due and the look at the state are 200 ms.
 func TestServerDownForHalfALifetimeIsNotNoticed(t *testing.T) {
-	t.Parallel()
 	const lifetime = 8 * time.Second
 	as, _, c := startProxy(t, lifetime)
 	calls := callEvery(t, c.url+"/", 50*time.Millisecond)
@@ -58,7 +58,7 @@ func TestServerDownForHalfALifetimeIsNotNoticed(t *testing.T) {
 // TestServerDownPastExpiryIsAGapWithAnEnd has the server away until the token has lapsed. Callers are told when to
 // come again, and whoever comes then is served.
 func TestServerDownPastExpiryIsAGapWithAnEnd(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	const lifetime = 3 * time.Second
 	as, _, c := startProxy(t, lifetime)
 	awaitRefresh(t, as, 2*lifetime)
@@ -118,7 +118,7 @@ func TestServerDownPastExpiryIsAGapWithAnEnd(t *testing.T) {
 // TestTerminationWaitsForTheRefreshUnderWay ends Caddy, with a browser on the status page and no grace_period, while
 // a slow server is answering: the answer may hold the only good refresh token.
 func TestTerminationWaitsForTheRefreshUnderWay(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	const lifetime = 4 * time.Second
 	as := startAS(t, lifetime)
 	issued := watchIssued(as)
@@ -154,7 +154,7 @@ func TestTerminationWaitsForTheRefreshUnderWay(t *testing.T) {
 
 // TestPendingCodeOutlivesTheProcess ends Caddy in each way while somebody has a code in hand.
 func TestPendingCodeOutlivesTheProcess(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "offline_access"), as.Issuer(), a.URL)

@@ -17,7 +17,7 @@ import (
 
 // TestPageInUse has people work with the page: for a whole life of a login, without JavaScript, and without a mouse.
 func TestPageInUse(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	browser := startBrowser(t)
 	t.Run("through a whole life", func(t *testing.T) { t.Parallel(); testPageLife(t, browser) })
 	t.Run("without JavaScript", func(t *testing.T) { t.Parallel(); testPageLoginNoScript(t, browser) })

@@ -14,6 +14,7 @@ import (
 // TestReadmeLeadsFromACloneToACall does what the README's eight steps say, with the commands as they stand there, at a
 // server with Auth0's habits. The first one, which builds Caddy, is CI's own step.
 func TestReadmeLeadsFromACloneToACall(t *testing.T) {
+	parallel(t)
 	text, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -114,6 +114,7 @@ func TestOpenStatusPageHoldsUpNeitherReloadNorEnd(t *testing.T) {
 // TestFailedReloadLeavesTheSessionAlone loads configurations that fail in Start, when our app may have started
 // already: the login that is pending goes on with the same code, and nothing of the failed ones stays behind.
 func TestFailedReloadLeavesTheSessionAlone(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	config := site("device", "openid")
@@ -177,6 +178,7 @@ http://:%s {
 // TestReloadDuringARefreshIsOneRefresh reloads Caddy while a slow server is refreshing: with the session in the new
 // configuration, whose calls wait for the same refresh, and without it.
 func TestReloadDuringARefreshIsOneRefresh(t *testing.T) {
+	parallel(t)
 	const only = "http://:{$PORT2} {\n\tbind 127.0.0.1\n\trespond \"only\"\n}\n"
 	for name, next := range map[string]string{"kept": site("device", "offline_access") + only, "removed": only} {
 		t.Run(name, func(t *testing.T) {
@@ -231,6 +233,7 @@ func TestReloadDuringARefreshIsOneRefresh(t *testing.T) {
 
 // TestChangedScopeAsksForAnotherLogin never uses a token for more or less than it was asked for.
 func TestChangedScopeAsksForAnotherLogin(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "offline_access read:things"), as.Issuer(), a.URL)
@@ -275,6 +278,7 @@ func TestChangedScopeAsksForAnotherLogin(t *testing.T) {
 // TestTwoLoginsKeepTheirOwnWhenSitesAreMoved has the sites in another order after a restart, so that the sessions
 // change their names.
 func TestTwoLoginsKeepTheirOwnWhenSitesAreMoved(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	one := site("device", "offline_access one")
@@ -318,6 +322,7 @@ func TestTwoLoginsKeepTheirOwnWhenSitesAreMoved(t *testing.T) {
 
 // TestRotatedSecretFileNeedsNoReload changes the client's secret at both ends while Caddy runs.
 func TestRotatedSecretFileNeedsNoReload(t *testing.T) {
+	parallel(t)
 	for _, auth := range []string{"post", "basic"} {
 		t.Run(auth, func(t *testing.T) {
 			const before, after = "first:secret/%+ü", "second secret & more"

@@ -73,7 +73,7 @@ func (p *provider) keys(t *testing.T) (keys jose.JSONWebKeySet) {
 // TestTwoResourcesOfOneLogin has a third party issue the tokens and hold the one chain of refresh tokens, which it ends
 // at the first reuse. Each API accepts nothing but a signed token for itself.
 func TestTwoResourcesOfOneLogin(t *testing.T) {
-	t.Parallel()
+	parallel(t, installProvider)
 	const calls, callers = 1000, 8
 	p := startProvider(t, 3*time.Second, "RESOURCES=https://reports.example https://billing.example")
 	keys := p.keys(t)

@@ -41,6 +41,7 @@ http://:{$PORT} {
 // TestSecretsAppearNowhere goes through a login's life, with failures that echo secrets, while Caddy logs all it can,
 // and looks for every access token, refresh token, device code and the client's secret in all that anybody can read.
 func TestSecretsAppearNowhere(t *testing.T) {
+	parallel(t)
 	const secret = "s3cret/of+the%client"
 	as := startAS(t, time.Hour, byHand, func(c *flowtest.Config) { c.ClientSecret = secret })
 	a := startAPI(t, as.ValidToken)
@@ -207,6 +208,7 @@ func storedSecrets(t *testing.T, c *caddy) []string {
 
 // TestStoredLoginIsPrivate holds the modes of what is stored, for a Caddy whose umask would allow everything.
 func TestStoredLoginIsPrivate(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	c := newCaddy(t, site("device", "offline_access"), as.Issuer(), a.URL)

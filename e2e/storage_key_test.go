@@ -33,6 +33,7 @@ func (c *caddy) writeKey(t *testing.T, b byte) {
 // the new one goes on without asking anybody. What is in the archive can be used by whoever has it, unless it is
 // sealed: then only with the key.
 func TestStorageMovesToAnotherMachine(t *testing.T) {
+	parallel(t)
 	for name, config := range map[string]string{"clear text": site("device", "offline_access"), "sealed": keyedSite()} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -118,7 +119,7 @@ func TestStorageMovesToAnotherMachine(t *testing.T) {
 // TestKeyRotatesByAReload rotates the key of a running Caddy in the way that the README describes, by a
 // reload, and kills it right after.
 func TestKeyRotatesByAReload(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	as := startAS(t, time.Hour)
 	a := startAPI(t, as.ValidToken)
 	c := newCaddy(t, keyedSite(), as.Issuer(), a.URL)

@@ -13,6 +13,7 @@ import (
 // TestUpstreamTroubleIsNoTokenTrouble breaks the API in each way that a network can: callers see what a stock Caddy
 // shows, no refresh is asked for, and no token gets into an answer or a log.
 func TestUpstreamTroubleIsNoTokenTrouble(t *testing.T) {
+	parallel(t)
 	as, a, c := startProxy(t, time.Hour)
 	tokens := a.tokens()
 
@@ -71,6 +72,7 @@ func requireAbsent(t *testing.T, place, text string, secrets []string) {
 // TestRefusedCallGoesThroughHandleErrors leaves the words to the operator's own error routes, and the headers that
 // tell a device when to call again to us. Routes for other errors or of another site have no say.
 func TestRefusedCallGoesThroughHandleErrors(t *testing.T) {
+	parallel(t)
 	const render = `
 		header X-Rendered-By operator
 		respond "the login is missing, says the operator ({err.status_code})" 503
@@ -128,6 +130,7 @@ func TestRefusedCallGoesThroughHandleErrors(t *testing.T) {
 // TestRefusalReachesAnHTTP10CallerWithoutHost gives a caller that cannot name the host it calls an address that
 // works all the same.
 func TestRefusalReachesAnHTTP10CallerWithoutHost(t *testing.T) {
+	parallel(t)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "openid"), as.Issuer(), a.URL)
@@ -165,6 +168,7 @@ func issuerMismatch(t *testing.T, other string) *httptest.Server {
 // TestIssuerMismatchIsShownAndStopsNothing can only be known at run time: the status names both issuers, callers are
 // told, and Caddy goes on with its other sites.
 func TestIssuerMismatchIsShownAndStopsNothing(t *testing.T) {
+	parallel(t)
 	const other = "https://login.example.net"
 	as := issuerMismatch(t, other)
 	a := startAPI(t, func(string) bool { return true })

@@ -160,6 +160,7 @@ func ends(t *testing.T, p *provider, c *caddy, code, reason string) {
 // The public client at zitadel/oidc, and one with a secret: this library takes it in the device grant by Basic alone,
 // although its metadata promises client_secret_post too.
 func TestWholeLifeAtZitadel(t *testing.T) {
+	parallel(t, zitadelBinary)
 	const scope = "openid offline_access profile email"
 	for name, config := range map[string]string{
 		"public": site(providerClient, scope),
@@ -176,6 +177,7 @@ func TestWholeLifeAtZitadel(t *testing.T) {
 // slow_down is what this library says when its storage takes too long. The pause after it is 5 s longer, a reload in
 // the middle makes it no shorter, and the login goes on.
 func TestZitadelSaysSlowDown(t *testing.T) {
+	parallel(t, zitadelBinary)
 	p := startZitadel(t, time.Minute, "SLOW_POLLS=1")
 	a := startAPI(t, p.valid)
 	config := site(providerClient, "openid offline_access")
@@ -207,6 +209,7 @@ func TestZitadelSaysSlowDown(t *testing.T) {
 }
 
 func TestLoginDeniedAtZitadel(t *testing.T) {
+	parallel(t, zitadelBinary)
 	p := startZitadel(t, time.Minute)
 	c := startCaddy(t, site(providerClient, "openid offline_access"), p.issuer, startAPI(t, p.valid).URL)
 	code := c.callForCode(t).UserCode
@@ -220,6 +223,7 @@ func TestLoginDeniedAtZitadel(t *testing.T) {
 
 // The code dies earlier than was announced: it is the server that says so.
 func TestCodeRunsOutAtZitadel(t *testing.T) {
+	parallel(t, zitadelBinary)
 	p := startZitadel(t, time.Minute, "DEVICE_CODE_DIES=3")
 	c := startCaddy(t, site(providerClient, "openid offline_access"), p.issuer, startAPI(t, p.valid).URL)
 	code := c.callForCode(t).UserCode

@@ -8,20 +8,17 @@ import (
 	"time"
 )
 
-const (
-	// lookShare is by how much each further session slows the looks into the store
-	// down: together they are fifty a second, however many sessions there are.
-	lookShare = 20 * time.Millisecond
-	// lookSeldom is the slowest. It has to be well below liveWithin.
-	lookSeldom = 30 * time.Second
-)
+// lookShare is by how much each further session slows the looks into the store
+// down: together they are fifty a second, however many sessions there are.
+const lookShare = 20 * time.Millisecond
 
 // Kin is what sessions share that differ in their [Config.Key] only, such as those
 // of a thousand devices: the metadata of the authorization server, which is asked
-// for once, and the pace at which they look into the store. The zero value is ready
+// for once, the pace at which they look into the store, and the watch over the
+// clock. The zero value is ready
 // to use. It is for sessions of one issuer, client and transport.
 type Kin struct {
-	running    atomic.Int64
+	clock      clock
 	discovered atomic.Pointer[document]
 
 	mu     sync.Mutex
@@ -35,11 +32,9 @@ type discovery struct {
 	err      error
 }
 
-// pace is how often a session looks for what other instances did, while nobody
-// waits for that.
-func (k *Kin) pace() time.Duration {
-	return max(lookEvery, min(time.Duration(k.running.Load())*lookShare, lookSeldom))
-}
+// share is the least time between two looks of a session, while nobody waits for
+// what other instances did.
+func (k *Kin) share() time.Duration { return time.Duration(k.clock.sessions()) * lookShare }
 
 // once has ask answer all who want to know at the same time. Who asks does so in a
 // context of its own; if that ends, the next one asks.

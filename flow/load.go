@@ -91,11 +91,11 @@ func (s *Session) remember(b []byte) {
 // nextLook is when to see again what other instances did.
 func (s *Session) nextLook() time.Time {
 	every := lookEvery
-	if s.rec.pending == nil { // else a person waits
-		every = s.client.Load().kin.pace()
-	}
 	if l := s.rec.lifetime(); l > 0 {
 		every = min(every, max(l/10, lookAtLeast))
+	}
+	if s.rec.pending == nil { // else a person waits
+		every = max(every, s.client.Load().kin.share())
 	}
 	return s.save.looked.Add(every)
 }

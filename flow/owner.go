@@ -5,14 +5,21 @@ import (
 	"time"
 )
 
+const (
+	// lookAgain is how long an owner sleeps at most while anything is going on.
+	lookAgain = time.Second
+	// lookAgainQuiet is the same for one who only keeps a token; see [clock].
+	lookAgainQuiet = time.Hour
+)
+
 // Run owns the session until ctx ends; then it waits up to three seconds for
 // exchanges that are under way, saves what they brought, and returns. It may be
 // called once.
 func (s *Session) Run(ctx context.Context) {
 	defer close(s.done)
 	kin := s.client.Load().kin
-	kin.running.Add(1)
-	defer kin.running.Add(-1)
+	defer kin.clock.join()()
+	jumped := kin.clock.jumped()
 	jobCtx, cancelJobs := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelJobs()
 	s.jobCtx = jobCtx
@@ -50,6 +57,8 @@ func (s *Session) Run(ctx context.Context) {
 			s.save.next = time.Time{}
 			s.save.dirty = s.save.dirty || s.rec.worthSaving()
 		case <-timer.C:
+		case <-jumped:
+			jumped = kin.clock.jumped()
 		case <-stop:
 			stop = nil
 			s.closing = true
@@ -120,9 +129,20 @@ func (s *Session) step(now time.Time) (began bool) {
 // wall is now by the wall clock.
 func (s *Session) wall(now time.Time) time.Time { return now.Round(0).Add(s.skew) }
 
+// quiet reports whether nothing can become due but at a time that is known: the
+// login is there, nothing is under way, and nothing has failed. That is what most
+// of many sessions are, most of the time.
+func (s *Session) quiet() bool {
+	return s.token != nil && s.loaded && s.rec.pending == nil && s.jobs == 0 && !s.refresh.running && !s.refresh.trading &&
+		s.refresh.err == nil && s.save.err == nil && s.mayLook() && !s.save.dirty && !s.login.asking && s.derived.cache.Len() == 0
+}
+
 // untilDue is when step has to look again at the latest.
 func (s *Session) untilDue(now time.Time) time.Duration {
-	d := wallClock
+	d := lookAgain
+	if s.quiet() {
+		d = lookAgainQuiet
+	}
 	sooner := func(t time.Time) {
 		if !t.IsZero() {
 			d = min(d, t.Sub(now))
@@ -135,14 +155,21 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 		}
 		sooner(p.ends)
 	}
+	byWall := func(t time.Time) { d = min(d, t.Sub(s.wall(now))) }
 	if s.token != nil && !s.token.expiry.IsZero() {
 		sooner(s.token.lapses)
+		byWall(s.token.expiry)
 	}
-	if s.mayLook() && !now.Before(s.save.next) {
-		sooner(s.nextLook())
+	if s.mayLook() {
+		if now.Before(s.save.next) {
+			sooner(s.save.next)
+		} else {
+			sooner(s.nextLook())
+		}
 	}
 	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() {
 		sooner(s.refresh.next)
+		byWall(s.refresh.nextWall)
 	}
 	if s.save.held != nil {
 		sooner(s.save.heldUntil)

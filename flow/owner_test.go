@@ -34,17 +34,25 @@ func owned(t *testing.T) *Session {
 	return s
 }
 
-// TestNothingIsDueRightAfterAStep would otherwise mean an owner that spins. The
+// TestNothingIsDueRightAfterAStep would otherwise mean an owner that spins, nor is
+// anything due before an owner looks again that has nothing else to do. The
 // states are random, with times on both sides of now, as clock steps make them.
 func TestNothingIsDueRightAfterAStep(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
+	slept := 0
 	for range 5000 {
 		synctest.Test(t, func(t *testing.T) {
 			s := owned(t)
 			now := time.Now()
+			calm := rnd.IntN(2) == 0 // there is a token, and nothing else but times
+			if calm {
+				s.client.Load().kin.clock.running = 100_000 // so that it need not look into the store
+				s.save.looked = now
+			}
 			maybe := func() bool { return rnd.IntN(2) == 0 }
+			busy := func() bool { return maybe() && !calm }
 			moment := func() time.Time {
 				at := now.Add(time.Duration(rnd.IntN(7)-3) * time.Hour / time.Duration(1+rnd.IntN(5000)))
 				if maybe() {
@@ -56,42 +64,56 @@ func TestNothingIsDueRightAfterAStep(t *testing.T) {
 			if maybe() {
 				r.refresh = NewSecret("refresh")
 			}
-			if maybe() {
+			if calm || maybe() {
 				r.access = NewSecret("access")
 				if maybe() {
 					r.expiry = moment().Round(0)
 				}
-				if maybe() {
+				if calm || maybe() {
 					s.lapses = moment()
 					s.token = newToken(r.access, r.expiry, s.lapses)
 				}
 			}
-			if maybe() {
+			if busy() {
 				r.pending = &pendingLogin{code: NewSecret("code"), interval: time.Second, nextPoll: moment(), ends: moment(),
 					info: LoginInfo{UserCode: "A", ExpiresAt: moment().Round(0)}}
 			}
-			s.loaded = r.worthSaving() || maybe() // before, there is nothing
-			s.save.unread, s.save.dirty, s.save.running = maybe(), maybe(), maybe()
+			s.loaded = r.worthSaving() || busy() // before, there is nothing
+			s.save.unread, s.save.dirty, s.save.running = busy(), busy(), busy()
 			s.save.began, s.save.next, s.save.patience = moment(), moment(), moment()
-			if maybe() {
+			if busy() {
 				s.save.held, s.save.heldUntil = func() {}, moment()
 			}
-			s.refresh.next, s.refresh.nextWall, s.refresh.running = moment(), moment().Round(0), maybe()
-			s.login.asking, s.login.held, s.login.next = maybe(), maybe(), moment()
+			s.refresh.next, s.refresh.nextWall, s.refresh.running = moment(), moment().Round(0), busy()
+			s.login.asking, s.login.held, s.login.next = busy(), busy(), moment()
 			if maybe() {
 				s.login.polling = r.pending
 			}
-			s.demanded = maybe()
+			s.demanded = busy()
 			s.publish()
 			s.step(now)
 			if s.untilDue(now) <= 0 {
 				s.step(now) // what the first step made due
 			}
-			if d := s.untilDue(now); d <= 0 || d > wallClock {
+			d, quiet := s.untilDue(now), s.quiet()
+			if d <= 0 || d > lookAgain && !quiet {
 				t.Fatalf("due again in %v after a step: %+v, pending %+v, %+v, %+v", d, s.owner, r.pending, s.save, s.refresh)
+			}
+			if !quiet {
+				return
+			}
+			slept++
+			time.Sleep(d - 1)
+			token := s.token
+			if s.step(time.Now()) || s.jobs > 0 || s.token != token {
+				t.Fatalf("%v later there was something to do: %+v, %+v, %+v", d-1, s.owner, s.save, s.refresh)
 			}
 		})
 	}
+	if slept < 100 {
+		t.Errorf("%d of 5000 owners could sleep", slept)
+	}
+	t.Logf("%d of 5000 owners could sleep", slept)
 }
 
 // Wall clocks step, monotonic ones do not. To move what is remembered is to move

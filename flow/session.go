@@ -18,9 +18,6 @@ const (
 	abandonAfter = 500 * time.Millisecond
 	// codeWait is how long the caller that starts a login waits for its code.
 	codeWait = 2 * time.Second
-	// wallClock is how often a session looks at the wall clock: timers sleep
-	// with the machine.
-	wallClock = time.Second
 )
 
 // ErrClosed is returned by a session whose Run has ended.

@@ -50,7 +50,8 @@ func (s *Session) look() {
 // found takes a record that was not there before.
 func (s *Session) found(b []byte, r *record, err error) {
 	sealed := s.save.sealed // until now, so that it may have been written long ago
-	live := time.Since(s.save.looked) < liveWithin && !sealed
+	// One of many sessions looks seldom.
+	live := time.Since(s.save.looked) < max(liveWithin, 2*s.client.Load().kin.share()) && !sealed
 	s.save.freeze(err)
 	if err != nil {
 		s.remember(b)

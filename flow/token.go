@@ -36,7 +36,13 @@ func (t *Token) Expiry() time.Time { return t.expiry }
 
 // SetHeader replaces every Authorization field of h by the token (RFC 6750
 // §2.1). The slice is a fresh one: what a later handler edits is its own.
-func (t *Token) SetHeader(h http.Header) { h["Authorization"] = []string{t.header.Reveal()} }
+func (t *Token) SetHeader(h http.Header) { t.setHeader(h, new([1]string)) }
+
+// setHeader is SetHeader with the slice in a place of the request's own.
+func (t *Token) setHeader(h http.Header, place *[1]string) {
+	place[0] = t.header.Reveal()
+	h["Authorization"] = place[:]
+}
 
 // grant is what a token response grants: an access token and what came with it.
 type grant struct {

@@ -83,7 +83,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // has a header map of its own, since net/http may read the old one for longer
 // than RoundTrip runs.
 func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
-	out := new(http.Request)
+	made := new(struct { // at once, as none of it outlives the other
+		http.Request
+		value [1]string
+	})
+	out := &made.Request
 	*out = *req
 	out.Header = make(http.Header, len(req.Header)+1)
 	for k, v := range req.Header {
@@ -91,11 +95,14 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 			out.Header[k] = v
 		}
 	}
-	token.SetHeader(out.Header)
+	token.setHeader(out.Header, &made.value)
 
 	if req.Trailer != nil {
-		out.Trailer = make(http.Header, len(req.Trailer))
-		copyTrailer(out.Trailer, req.Trailer)
+		out.Trailer = nil
+		if len(req.Trailer) > 0 || req.Body != nil { // Caddy makes one for each request
+			out.Trailer = make(http.Header, len(req.Trailer))
+			copyTrailer(out.Trailer, req.Trailer)
+		}
 	}
 	if req.Body == nil || req.Body == http.NoBody {
 		return out, nil
