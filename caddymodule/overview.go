@@ -73,6 +73,9 @@ func (p *page) overview(w http.ResponseWriter, r *http.Request, route string) {
 	}
 	all := []flow.Status{}
 	for _, s := range p.all() {
+		if route == "healthz" {
+			s.Rouse()
+		}
 		all = append(all, s.Status())
 	}
 	switch route {

@@ -26,6 +26,8 @@ type watcher interface {
 	// Demand says that someone is here. It starts an on-demand login if nothing
 	// speaks against it, and never blocks.
 	Demand()
+	// Rouse has a token renewed that lapsed before the start. It starts no login.
+	Rouse()
 	// Login asks for a new code. It returns when the code is out, or with the
 	// reason why there is none.
 	Login(ctx context.Context) (flow.Status, error)
@@ -141,6 +143,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "qr.svg":
 		p.qr(w, r, s.Status())
 	case "healthz":
+		s.Rouse() // what waits for this to turn green makes no call before
 		p.health(w, r, s.Status())
 	case "login":
 		p.login(w, r, s)

@@ -57,6 +57,8 @@ func (f *fakeSession) set(st flow.Status) {
 	f.changed = make(chan struct{})
 }
 
+func (*fakeSession) Rouse() {}
+
 func (f *fakeSession) Demand() {
 	f.mu.Lock()
 	f.demands++

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/schedule"
 )
 
 // Kind sorts errors by what a session does about them.
@@ -187,13 +189,7 @@ func scrub(s string, secrets ...Secret) string {
 	return s
 }
 
-// backoff is the pause after the n-th failure in a row, n ≥ 1: first, doubled
-// each time up to most, and spread by a tenth so that instances part ways.
+// backoff is the pause after the n-th failure in a row, n ≥ 1.
 func backoff(n int, first, most time.Duration) time.Duration {
-	d := first
-	for ; n > 1 && d < most; n-- {
-		d *= 2
-	}
-	d = min(d, most)
-	return d - time.Duration(rand.Float64()*float64(d)/10)
+	return schedule.Backoff(n, first, most, rand.Float64())
 }

@@ -254,7 +254,8 @@ func TestCallersWaitForATokenThatIsBeingSaved(t *testing.T) {
 		w.sleep(2 * time.Hour)
 		release := make(chan struct{})
 		w.store.setFault(w.holdingResults(release))
-		s, _ := w.run() // refreshes at once
+		s, _ := w.run()
+		s.Rouse() // refreshes at once
 		w.sleep(flow.Settling)
 		w.wantState(s, flow.StateUnavailable)
 		w.wantCount(flowtest.Refresh, 1)

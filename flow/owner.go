@@ -42,6 +42,8 @@ func (s *Session) Run(ctx context.Context) {
 			} else {
 				s.renew(r.slot, r.token)
 			}
+		case <-s.rouse:
+			s.hurry()
 		case <-s.swap:
 			s.login.unblock()
 			s.refresh.unblock()
@@ -101,6 +103,9 @@ func (s *Session) step(now time.Time) (began bool) {
 		return false
 	}
 	s.stepAccount(now)
+	if s.demanded || s.client.Load().Login == LoginEager {
+		s.hurry()
+	}
 	lapsed := s.stepToken(now)
 	s.stepRefresh(now)
 	if lapsed {
@@ -202,7 +207,8 @@ func (s *Session) publish() {
 	old := s.view.Swap(&view{
 		token:   s.token,
 		status:  st,
-		waiting: !s.loaded || s.token == nil && s.refreshing(),
+		waiting: !s.loaded || s.token == nil && (s.refreshing() || s.refresh.unhurried),
+		asleep:  !s.loaded || s.refresh.unhurried,
 		grant:   !s.rec.refresh.IsZero(),
 		asking:  s.login.asking,
 		unsaved: s.save.err != nil,

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/schedule"
 )
 
 const (
 	refreshRetryMin = time.Second
-	refreshRetryMax = 30 * time.Second
-	refusedRetryMin = time.Minute // the server refuses our client: no hammering
+	refreshRetryMax = 30 * time.Second // for further APIs; see package schedule for the session's own token
+	refusedRetryMin = time.Minute      // the server refuses our client: no hammering
 	refusedRetryMax = 10 * time.Minute
 	forcedGap       = 30 * time.Second // between refreshes that a 401 asks for
 	doubtfulTries   = 5                // refusals that are not clearly final, before they count as final
@@ -22,20 +25,21 @@ const (
 
 // refreshState is the owner's memory of refreshes.
 type refreshState struct {
-	running  bool
-	slot     *slot     // that the refresh under way is for; nil: the session's own token
-	trading  bool      // the exchange itself is under way
-	nextBeat time.Time // of our claim, while trading
-	waited   bool      // in vain, for the claim to be stored
-	gone     claim     // of an instance that did not come to an end
-	unlock   func()    // of the lock that the attempt under way holds
-	next     time.Time // when to refresh; meaningless without a refresh token
-	nextWall time.Time // the same by the wall clock
-	failures int
-	doubtful int
-	forced   time.Time // when a 401 last asked for one
-	err      *StatusError
-	replies  []chan error
+	running   bool
+	slot      *slot     // that the refresh under way is for; nil: the session's own token
+	trading   bool      // the exchange itself is under way
+	nextBeat  time.Time // of our claim, while trading
+	waited    bool      // in vain, for the claim to be stored
+	gone      claim     // of an instance that did not come to an end
+	unlock    func()    // of the lock that the attempt under way holds
+	next      time.Time // when to refresh; meaningless without a refresh token
+	nextWall  time.Time // the same by the wall clock
+	unhurried bool      // the token lapsed before the start: the first who asks makes it due
+	failures  int
+	doubtful  int
+	forced    time.Time // when a 401 last asked for one
+	err       *StatusError
+	replies   []chan error
 }
 
 func (r *refreshState) succeeded() { r.failures, r.doubtful, r.err = 0, 0, nil }
@@ -68,7 +72,31 @@ func (s *Session) stepRefresh(now time.Time) {
 
 // refreshIn makes a refresh due d after now.
 func (s *Session) refreshIn(now time.Time, d time.Duration) {
-	s.refresh.next, s.refresh.nextWall = now.Add(d), s.wall(now).Add(d)
+	s.refresh.next, s.refresh.nextWall, s.refresh.unhurried = now.Add(d), s.wall(now).Add(d), false
+}
+
+// hurry makes the refresh due that has been waiting since the start for somebody
+// to need it.
+func (s *Session) hurry() {
+	if s.refresh.unhurried && s.token == nil {
+		s.refreshIn(time.Now(), 0)
+	}
+}
+
+// firstRefresh sets when to refresh by the record r, found in the store at the
+// start, when a whole fleet may be starting.
+func (s *Session) firstRefresh(now time.Time, r *record) {
+	wall := s.wall(now)
+	l, ahead := r.lifetime(), r.refreshAt.Sub(r.obtained)
+	if l <= 0 || ahead < schedule.Ahead(l, 0) || s.client.Load().Login == LoginEager {
+		// The refresh token may end before the access token does, or nobody is to
+		// wait: then it is due when it was.
+		s.refreshIn(now, r.refreshAt.Sub(wall))
+		return
+	}
+	left := r.expiry.Sub(wall)
+	s.refreshIn(now, schedule.AtBoot(ahead, left, rand.Float64()))
+	s.refresh.unhurried = left <= 0
 }
 
 // refreshForced starts the refresh that a 401 asks for, if it is the token in
@@ -324,12 +352,7 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 	case KindConfiguration:
 		wait = backoff(s.refresh.failures, refusedRetryMin*10/9, refusedRetryMax)
 	default:
-		// Short-lived tokens need a shorter first pause.
-		first := refreshRetryMin
-		if l := s.rec.lifetime(); l > 0 {
-			first = min(first, max(l/20, minInterval))
-		}
-		wait = backoff(s.refresh.failures, first, refreshRetryMax)
+		wait = schedule.Retry(s.refresh.failures, s.rec.lifetime(), rand.Float64())
 	}
 	now := time.Now()
 	if s.token != nil && !s.token.expiry.IsZero() {
@@ -341,7 +364,7 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 		wait = min(wait, max(s.token.lapses.Sub(now)-s.claimBeat(), least))
 	}
 	s.changed() // the claim is given up
-	s.refreshIn(now, max(wait, e.RetryAfter))
+	s.refreshIn(now, max(wait, schedule.NotBefore(e.RetryAfter, rand.Float64())))
 	s.refresh.err = statusError(e, s.refresh.next)
 	s.publish()
 	s.observe(Event{Kind: EventRefreshFailed, Err: e, Took: took})

@@ -82,13 +82,13 @@ func TestRetryAfterIsHonouredWithinBounds(t *testing.T) {
 		value       string
 		least, most time.Duration // until the second attempt
 	}{
-		{"7", 7 * time.Second, 7 * time.Second},
-		{"DATE", 9 * time.Second, 10 * time.Second},
+		{"7", 7 * time.Second, 7700 * time.Millisecond}, // never less; and those turned away together part ways
+		{"DATE", 9 * time.Second, 11 * time.Second},
 		{"0", 900 * time.Millisecond, time.Second},
 		{"-1", 900 * time.Millisecond, time.Second},
 		{"soon", 900 * time.Millisecond, time.Second},
-		{"1000000000", time.Hour, time.Hour},
-		{"99999999999999999999999", time.Hour, time.Hour},
+		{"1000000000", time.Hour, 66 * time.Minute},
+		{"99999999999999999999999", time.Hour, 66 * time.Minute},
 	} {
 		for _, status := range []int{429, 503} {
 			t.Run(fmt.Sprint(status, " ", tc.value), func(t *testing.T) {

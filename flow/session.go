@@ -29,6 +29,7 @@ type view struct {
 	token   *Token // nil: none that is usable
 	status  Status
 	waiting bool          // a refresh or the first load may bring a token soon
+	asleep  bool          // waiting, but perhaps for somebody to ask
 	grant   bool          // there is a refresh token
 	asking  bool          // a code is being asked for
 	unsaved bool          // the store fails: what there is may be in memory only
@@ -44,6 +45,7 @@ type Session struct {
 
 	inbox chan func()   // work for the owner: commands, and results of jobs
 	wake  chan struct{} // demand, one is enough
+	rouse chan struct{} // as wake, for a lapsed token alone
 	swap  chan struct{} // the configuration has been swapped
 	// rejected is a token that the API refused and nobody waits to have replaced.
 	rejected chan rejection
@@ -94,6 +96,7 @@ func New(cfg Config) (*Session, error) {
 		id:       rand.Text(),
 		inbox:    make(chan func()),
 		wake:     make(chan struct{}, 1),
+		rouse:    make(chan struct{}, 1),
 		swap:     make(chan struct{}, 1),
 		rejected: make(chan rejection, 1),
 		done:     make(chan struct{}),
@@ -111,6 +114,7 @@ func New(cfg Config) (*Session, error) {
 	s.view.Store(&view{
 		status:  Status{Session: cfg.Name, Key: cfg.Key, State: s.state, Since: s.since},
 		waiting: true,
+		asleep:  true,
 		changed: make(chan struct{}),
 	})
 	return s, nil
@@ -201,6 +205,9 @@ func (s *Session) Await(ctx context.Context, login time.Duration) (*Token, error
 	}
 	began := !v.waiting && s.startsLogin(ctx)
 	if !began {
+		if v.asleep {
+			s.Rouse()
+		}
 		// The demand may have found a refresh that was due at this very moment.
 		t, err := s.await(ctx, s.client.Load().RefreshWait, func(v *view) bool { return v.waiting })
 		if err == nil || ctx.Err() != nil || !v.waiting {
@@ -263,6 +270,17 @@ func (s *Status) RetryAfter(now time.Time) time.Duration {
 func (s *Session) Demand() {
 	select {
 	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Rouse says that somebody looks who needs a usable token, a health check say.
+// After a start with a token that had lapsed, it makes the refresh due at once
+// instead of at a moment that suits the whole fleet. It starts no login, and
+// never blocks.
+func (s *Session) Rouse() {
+	select {
+	case s.rouse <- struct{}{}:
 	default:
 	}
 }

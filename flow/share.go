@@ -164,6 +164,9 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		ahead = 0
 	}
 	s.refreshIn(now, ahead)
+	if !s.loaded && !future {
+		s.firstRefresh(now, r)
+	}
 	s.refresh.succeeded()
 	pending := r.pending
 	r.pending = was.pending
@@ -174,7 +177,7 @@ func (s *Session) adoptRecord(r *record, live bool) {
 		s.unsure = s.token
 	}
 	switch {
-	case s.token != nil:
+	case s.token != nil, s.refresh.unhurried:
 	case !r.refresh.IsZero():
 		s.refreshIn(now, 0)
 		s.startRefresh()

@@ -7,14 +7,13 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/deviceflow/caddy-deviceflow/flow/schedule"
 )
 
 // assumedLifetime is what an access token without a usable expires_in gets:
 // it is refreshed within the hour, and served on until the API refuses it.
 const assumedLifetime = time.Hour
-
-// minRefreshGap keeps tokens of a millisecond from becoming a storm.
-const minRefreshGap = time.Second / 2
 
 // Token is a usable access token. It is immutable.
 type Token struct {
@@ -191,9 +190,7 @@ func accountFrom(f fields, issuer string) *Account {
 	return &a
 }
 
-// refreshAhead picks a moment at 70 to 85 % of the lifetime, so that no request
-// waits for a refresh and a fleet does not refresh in step.
+// refreshAhead is how long after its receipt a token is renewed.
 func refreshAhead(lifetime time.Duration) time.Duration {
-	share := 0.70 + 0.15*rand.Float64()
-	return max(time.Duration(float64(lifetime)*share), minRefreshGap)
+	return schedule.Ahead(lifetime, rand.Float64())
 }
