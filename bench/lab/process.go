@@ -50,6 +50,9 @@ func Start(folder string, env []string, argv ...string) (*Process, error) {
 	return p, nil
 }
 
+// ID is that of the process, for a profiler.
+func (p *Process) ID() int { return p.cmd.Process.Pid }
+
 // Stop ends the process and waits for it; after ten seconds, by force. An end by the signal is a good one.
 func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // what matters comes from Wait

@@ -2,7 +2,9 @@
 // markers, and the plots beside it.
 //
 //	go run ./bench/run [-quick] [-docs docs]
+//	go run ./bench/run [-quick] [-connections 32] -a COMMAND -b COMMAND
 //
+// The second compares two servers only, binaries or configurations, and prints what it finds.
 // It needs Linux, and Debian's nginx-light and haproxy (or the programs by these names). It builds what it measures,
 // and all of that runs on loopback, on ports and in folders of its own. The whole takes a quarter of an hour, in which
 // the machine should have nothing else to do. With -quick it takes two minutes, its figures mean little, and they go to
@@ -24,10 +26,24 @@ import (
 func main() {
 	quick := flag.Bool("quick", false, "see only whether it works")
 	docs := flag.String("docs", "", "the folder whose performance.md is made anew (default docs, or none with -quick)")
+	a := flag.String("a", "", "a command line, see compare: what a request through it costs is measured")
+	b := flag.String("b", "", "and that of the other server it is compared with, in turns")
+	connections := flag.Int("connections", 0, "with -a and -b: how many (default 32, 128, and 256)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *quick, *docs); err != nil {
+	p := whole
+	if *quick {
+		p = brief
+	}
+	do := func() error { return run(ctx, p, *quick, *docs) }
+	if *a != "" || *b != "" {
+		if *connections > 0 {
+			p.connections = []int{*connections}
+		}
+		do = func() error { return compare(ctx, p, *a, *b) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "run:", err)
 		os.Exit(1)
 	}
@@ -51,7 +67,7 @@ type plan struct {
 var (
 	whole = plan{
 		slice: time.Second, rounds: 15, warmUp: 2, connections: []int{32, 128, 256}, starts: 40, idle: 8 * time.Second,
-		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5, keyed: []int{1, 1000, 10000},
+		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5, keyed: []int{1, 1000, 100000},
 	}
 	brief = plan{
 		slice: 300 * time.Millisecond, rounds: 2, warmUp: 1, connections: []int{32, 128, 256}, starts: 4, idle: 4 * time.Second,
@@ -59,11 +75,9 @@ var (
 	}
 )
 
-func run(ctx context.Context, quick bool, docs string) (err error) {
-	p, began := whole, time.Now()
-	if quick {
-		p = brief
-	} else if docs == "" {
+func run(ctx context.Context, p plan, quick bool, docs string) (err error) {
+	began := time.Now()
+	if !quick && docs == "" {
 		docs = "docs"
 	}
 	if docs != "" { // a quarter of an hour later is late to find out
