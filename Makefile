@@ -5,7 +5,7 @@
 GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help test race e2e lint fix vuln build demo image image-test
+.PHONY: help test race e2e lint fix vuln build slim demo bench image image-test
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,12 @@ vuln: ## known vulnerabilities in what is called; asks vuln.go.dev
 
 build: ## ./caddy with the modules, by xcaddy
 	./xcaddy.sh
+
+slim: ## ./caddy-slim, for small devices
+	./xcaddy.sh --slim
+
+bench: ## docs/performance.md anew: a quarter of an hour, on a quiet Linux
+	go run ./bench/run
 
 demo: ## everything in one process, without any account
 	go run ./demo

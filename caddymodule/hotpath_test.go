@@ -45,8 +45,10 @@ type instant struct{}
 func (instant) RoundTrip(r *http.Request) (*http.Response, error) {
 	h := make(http.Header, 4)
 	h["Content-Type"], h["Content-Length"], h["Date"] = []string{"text/plain"}, []string{"6"}, []string{"Mon, 01 Jan 2024 00:00:00 GMT"}
-	return &http.Response{Status: "200 OK", StatusCode: 200, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: h, Body: io.NopCloser(strings.NewReader("hello\n")), ContentLength: 6, Request: r}, nil
+	return &http.Response{
+		Status: "200 OK", StatusCode: 200, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: h, Body: io.NopCloser(strings.NewReader("hello\n")), ContentLength: 6, Request: r,
+	}, nil
 }
 
 // hot is the two sites of hotConfig, logged in, and requests as the transport gets them.
@@ -85,9 +87,11 @@ var callerContext = context.WithValue(context.Background(), http.LocalAddrContex
 
 // incoming is what a program on this machine sends. cookie may be empty.
 func incoming(cookie string) *http.Request {
-	r := &http.Request{Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: "localhost:8080",
+	r := &http.Request{
+		Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: "localhost:8080",
 		RemoteAddr: "127.0.0.1:50000", RequestURI: "/things?page=2", Body: http.NoBody,
-		Header: http.Header{"User-Agent": {"scanner/1.0"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}}}
+		Header: http.Header{"User-Agent": {"scanner/1.0"}, "Accept": {"*/*"}, "Accept-Encoding": {"gzip"}},
+	}
 	if cookie != "" {
 		r.Header["Cookie"] = []string{cookie}
 	}

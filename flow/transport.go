@@ -88,7 +88,7 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 		value [1]string
 	})
 	out := &made.Request
-	*out = *req
+	*out = *req //nolint:govet // all of it is read, by the transport below
 	out.Header = make(http.Header, len(req.Header)+1)
 	for k, v := range req.Header {
 		if !IsCredential(k) {

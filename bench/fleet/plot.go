@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 )
 
 // plot shows requests a second over time, on a logarithmic scale: what matters
@@ -65,9 +66,9 @@ func (p plot) write(w io.Writer) {
 		at += 60 + 8*len(l.label)
 	}
 	f(`<path class="m" d="M%d 52h24"/><text x="%d" y="56">mean: %.0f/s</text>`, at, at+30, p.mean)
-	for i := len(p.lines) - 1; i >= 0; i-- { // the first on top
+	for i, line := range slices.Backward(p.lines) { // the first on top
 		fmt.Fprintf(w, `<path class="l c%d" d="M`, i)
-		seconds, step := p.lines[i].seconds, max(length/720, 1)
+		seconds, step := line.seconds, max(length/720, 1)
 		for from := 0; from+step <= length; from += step {
 			var peak int32
 			for _, n := range seconds[from:min(from+step, len(seconds))] {

@@ -12,8 +12,10 @@ const seed = 1
 
 // cuts are shorter and longer than all that matters to a token of an hour: none
 // has lapsed, some have, all have, many times over.
-var cuts = []time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute, 20 * time.Minute, 30 * time.Minute, 45 * time.Minute,
-	55 * time.Minute, time.Hour, 70 * time.Minute, 3 * time.Hour, 24 * time.Hour}
+var cuts = []time.Duration{
+	time.Minute, 5 * time.Minute, 15 * time.Minute, 20 * time.Minute, 30 * time.Minute, 45 * time.Minute,
+	55 * time.Minute, time.Hour, 70 * time.Minute, 3 * time.Hour, 24 * time.Hour,
+}
 
 func powerCut(n int, d time.Duration) scenario {
 	return scenario{proxies: n, lifetime: time.Hour, warm: 2 * time.Hour, after: 2 * time.Hour, cut: d, boot: 10 * time.Second}
@@ -74,7 +76,7 @@ func report(w io.Writer) {
 	p("\n### A new fleet: %s proxies that all got their tokens within 10 s\n", number(n))
 	p("| | with jitter, times the mean | without, times the mean |\n|---|---|---|")
 	with, without := simulate(newFleet(n), seed), simulate(inStep(newFleet(n)), seed)
-	for h := 0; h < 8; h++ {
+	for h := range 8 {
 		p("| hour %d | %.1f | %.0f |", h+1, with.hour(h), without.hour(h))
 	}
 
@@ -158,14 +160,19 @@ func plots() map[string]plot {
 	mean := n / (0.775 * 3600)
 	return map[string]plot{
 		"power-cut.svg": {"100 000 proxies after 30 minutes without power", "since the power is back", mean, []line{
-			curve("as built", half), curve("login eager", eager(half))}},
+			curve("as built", half), curve("login eager", eager(half)),
+		}},
 		"power-cut-day.svg": {"100 000 proxies after a day without power: every token has lapsed", "since the power is back", mean, []line{
-			curve("nobody calls", day), curve("all called within 5 min", called(day, 5*time.Minute)), curve("login eager", eager(day))}},
+			curve("nobody calls", day), curve("all called within 5 min", called(day, 5*time.Minute)), curve("login eager", eager(day)),
+		}},
 		"new-fleet.svg": {"100 000 new proxies that got their tokens within 10 seconds", "since then", mean, []line{
-			curve("with jitter", newFleet(n)), curve("without", inStep(newFleet(n)))}},
+			curve("with jitter", newFleet(n)), curve("without", inStep(newFleet(n))),
+		}},
 		"outage.svg": {"100 000 proxies when the authorization server is back", "since the server is back", mean, []line{
-			curve("after 1 minute", outage(n, time.Minute)), curve("after 1 hour", outage(n, time.Hour))}},
+			curve("after 1 minute", outage(n, time.Minute)), curve("after 1 hour", outage(n, time.Hour)),
+		}},
 		"rate-limit.svg": {"100 000 lapsed proxies, all called, at a limit of ten times the mean", "since the power is back", mean, []line{
-			curve("429 without Retry-After", limited(n, 0)), curve("Retry-After: 60", limited(n, time.Minute))}},
+			curve("429 without Retry-After", limited(n, 0)), curve("Retry-After: 60", limited(n, time.Minute)),
+		}},
 	}
 }

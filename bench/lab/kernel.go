@@ -89,7 +89,7 @@ func children(pid int) ([]int, error) {
 		return nil, err
 	}
 	var out []int
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		n, err := strconv.Atoi(f)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read the children of process %d: %q", pid, b)

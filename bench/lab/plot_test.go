@@ -13,7 +13,8 @@ func TestPlotIsGoodXMLAndSaysItsValues(t *testing.T) {
 	svg := Bars{
 		Title: "a < b & \"c\"", Unit: "ms", Format: "%.1f", Line: 1,
 		Groups: []Group{{Name: "32 <connections>", Bars: []Bar{
-			{Name: "x & y", Value: Spread{1, 2, 3}}, {Name: "ours", Value: Spread{1, 1.5, 2}, Ours: true},
+			{Name: "x & y", Value: Spread{1, 2, 3}},
+			{Name: "ours", Value: Spread{1, 1.5, 2}, Ours: true},
 			{Name: "nobody", Value: Spread{math.NaN(), math.NaN(), math.NaN()}},
 		}}},
 	}.SVG()

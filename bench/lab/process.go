@@ -63,8 +63,7 @@ func (p *Process) Stop() error {
 		<-p.ended
 		return p.fail("had to be killed")
 	}
-	var exit *exec.ExitError
-	if errors.As(p.err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](p.err); ok {
 		if s, ok := exit.Sys().(syscall.WaitStatus); ok && (s.Signal() == syscall.SIGTERM || s.ExitStatus() == 128+int(syscall.SIGTERM)) {
 			return nil // it had not come to catching signals yet, or says so in its own way
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +32,8 @@ type bench struct {
 // close ends what was started, the last first.
 func (b *bench) close() error {
 	var errs []error
-	for i := len(b.stops) - 1; i >= 0; i-- {
-		errs = append(errs, b.stops[i]())
+	for _, stop := range slices.Backward(b.stops) {
+		errs = append(errs, stop())
 	}
 	return errors.Join(errs...)
 }

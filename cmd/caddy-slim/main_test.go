@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"go/parser"
 	"go/token"
 	"os"
@@ -111,6 +112,14 @@ func TestTheExamplesAreUnderstood(t *testing.T) {
 	}
 	t.Setenv("DEVICE_FLOW_CLIENT_ID", "device")
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	secrets := t.TempDir() // as systemd hands them over
+	t.Setenv("CREDENTIALS_DIRECTORY", secrets)
+	for _, name := range []string{"client-secret", "encryption-key"} {
+		key := base64.StdEncoding.EncodeToString(make([]byte, 32))
+		if err := os.WriteFile(filepath.Join(secrets, name), []byte(key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	deployed, err := filepath.Glob(filepath.FromSlash("../../deploy/*/Caddyfile"))
 	if err != nil || len(deployed) == 0 {
 		t.Fatalf("no Caddyfiles in deploy: %v", err)
