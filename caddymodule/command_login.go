@@ -117,8 +117,8 @@ func outcome(out *terminal, st flow.Status) error {
 	if e == nil {
 		return notDone{errors.New("the login was given up: somebody has logged out, or Caddy was reloaded with other settings")}
 	}
-	w := english.explain(e)
-	next := english.nextStep(st, w)
+	w := english().explain(e)
+	next := english().nextStep(st, w)
 	if st.State == flow.StateLoginRequired {
 		next = w.Fix // "get a new code" is said below
 	}

@@ -4,18 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"regexp"
 	"strings"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
-// idRE is what [keyed.id] makes.
-var idRE = regexp.MustCompile(`^[0-9a-f]{32}$`)
-
 // isID reports whether an id can be that of a key of this session_key.
 func isID(id, setting string) bool {
-	return idRE.MatchString(id) && strings.HasPrefix(id, kindOf(setting))
+	return len(id) == 32 && strings.TrimLeft(id, "0123456789abcdef") == "" && strings.HasPrefix(id, kindOf(setting))
 }
 
 // byID is the session of an id that the storage has something about, else nil.

@@ -24,16 +24,16 @@ type catalogue struct {
 	fallback *catalogue // for what is not translated; nil for English
 }
 
-// catalogues are all languages, English first.
-var catalogues = loadCatalogues()
+// catalogues are all languages, English first. They are read for the first page or
+// refusal, not at each start of a Caddy.
+var catalogues = sync.OnceValue(loadCatalogues)
 
 // english is what callers and terminals get, and whoever reads nothing else of ours.
-var english = catalogues[0]
+func english() *catalogue { return catalogues()[0] }
 
-// languageMatcher is made for the first page, not at each start of a Caddy.
 var languageMatcher = sync.OnceValue(func() language.Matcher {
-	tags := make([]language.Tag, len(catalogues))
-	for i, c := range catalogues {
+	tags := make([]language.Tag, len(catalogues()))
+	for i, c := range catalogues() {
 		tags[i] = language.MustParse(c.tag)
 	}
 	return language.NewMatcher(tags)
@@ -147,11 +147,11 @@ func languageOf(r *http.Request) *catalogue {
 	for _, least := range []language.Confidence{language.High, language.Low} {
 		for _, tag := range wanted {
 			if _, i, sure := languageMatcher().Match(tag); sure >= least {
-				return catalogues[i]
+				return catalogues()[i]
 			}
 		}
 	}
-	return english
+	return english()
 }
 
 // parseLanguages reads an Accept-Language field, best first, and passes over what

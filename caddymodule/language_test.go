@@ -21,11 +21,11 @@ var placeholder = regexp.MustCompile(`\{[^}]*\}`)
 
 // What a contributor hears who adds a language or a sentence.
 func TestLanguageHasEverySentence(t *testing.T) {
-	if english.tag != "en" || len(catalogues) < 6 {
-		t.Fatalf("%d languages, the first is %s", len(catalogues), english.tag)
+	if english().tag != "en" || len(catalogues()) < 6 {
+		t.Fatalf("%d languages, the first is %s", len(catalogues()), english().tag)
 	}
-	for _, c := range catalogues {
-		for _, why := range c.lacks(english) {
+	for _, c := range catalogues() {
+		for _, why := range c.lacks(english()) {
 			t.Errorf("lang/%s.txt: %s", c.tag, why)
 		}
 		if tag, err := language.Parse(c.tag); err != nil || tag.String() != c.tag {
@@ -91,7 +91,7 @@ func TestLanguageSaysNothingInVain(t *testing.T) {
 			code.Write(data)
 		}
 	}
-	for key := range english.texts {
+	for key := range english().texts {
 		kind, rest, _ := strings.Cut(key, ".")
 		name, _, _ := strings.Cut(rest, ".")
 		used := strings.Contains(code.String(), `"`+key+`"`)
@@ -116,7 +116,7 @@ func TestLanguageSaysNothingInVain(t *testing.T) {
 func TestLanguageOfTerminalsIsASCII(t *testing.T) {
 	now := time.Now()
 	samples := sampleStatuses(now)
-	texts := []string{english.overview(slices.Collect(maps.Values(samples)), now).plain()}
+	texts := []string{english().overview(slices.Collect(maps.Values(samples)), now).plain()}
 	for _, st := range samples {
 		texts = append(texts, newView(st, now).plain(), newUnavailable(st, "", now).plain())
 	}

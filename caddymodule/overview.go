@@ -91,7 +91,7 @@ func (p *page) overview(w http.ResponseWriter, r *http.Request, route string) {
 			v := languageOf(r).overview(all, time.Now())
 			p.render(w, r, http.StatusOK, "overview", &v.frame, v)
 		default:
-			reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(english.overview(all, time.Now()).plain()))
+			reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(english().overview(all, time.Now()).plain()))
 		}
 	}
 }

@@ -68,9 +68,9 @@ func mixedSessions(now time.Time) *fakeSessions {
 func TestOverviewIsAsReviewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := mixedSessions(time.Now()).page()
-		for _, c := range catalogues {
+		for _, c := range catalogues() {
 			name := "overview.html"
-			if c != english {
+			if c != english() {
 				name = "overview." + c.tag + ".html"
 			}
 			golden(t, name, forGolden(do(p, "GET", testPath, "Accept", "text/html", "Accept-Language", c.tag).Body.String()))
@@ -81,7 +81,7 @@ func TestOverviewIsAsReviewed(t *testing.T) {
 
 func TestOverviewHasTheWorstFirst(t *testing.T) {
 	want := []string{"archive", "idle", "lab", "scanner-hall-3", "weighbridge", "old", "default", "acme"}
-	o := english.overview(statusesOf(mixedSessions(time.Now())), time.Now())
+	o := english().overview(statusesOf(mixedSessions(time.Now())), time.Now())
 	var got []string
 	for _, row := range o.Rows {
 		got = append(got, row.Name)
@@ -116,7 +116,7 @@ func TestOverviewSumsUpAtAGlance(t *testing.T) {
 		for _, n := range c.names {
 			all = append(all, samples[n])
 		}
-		o := english.overview(all, time.Now())
+		o := english().overview(all, time.Now())
 		if o.Tone != c.tone || o.Title != c.title || o.Word != c.word {
 			t.Errorf("%q: %s, %q, %q", c.names, o.Tone, o.Title, o.Word)
 		}
@@ -362,7 +362,7 @@ func TestOverviewOfAHundredIsSmall(t *testing.T) {
 }
 
 func TestOverviewTakesNoMarkupFromAServer(t *testing.T) {
-	for _, c := range catalogues {
+	for _, c := range catalogues() {
 		for state := range tones {
 			p := newOverview(testPath, func() []watcher {
 				return []watcher{newFake(hostile(`"><script>alert(1)</script>{account}`+"\x1b\u202e", state))}

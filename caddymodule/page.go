@@ -220,7 +220,7 @@ func (p *page) render(w http.ResponseWriter, r *http.Request, status int, name s
 func (p *page) place(r *http.Request, f *frame) {
 	var self string
 	f.Base, self = p.links(r)
-	f.Page, f.ReloadPage, f.Assets = self, self+"?"+refreshQuery, assetVersion
+	f.Page, f.ReloadPage, f.Assets = self, self+"?"+refreshQuery, assetVersion()
 	if q := r.URL.Query(); p.all != nil && q.Has(sessionQuery) {
 		f.Up, f.Query = self, sessionLink(q.Get(sessionQuery))
 		f.Page, f.ReloadPage = self+f.Query, self+f.Query+"&"+refreshQuery
@@ -309,7 +309,7 @@ func (p *page) refuse(w http.ResponseWriter, r *http.Request, status int, kind s
 	words := func(c *catalogue) (string, string) {
 		return c.text("refuse." + kind + ".title"), c.text("refuse."+kind+".says", fill...)
 	}
-	title, detail := words(english)
+	title, detail := words(english())
 	problem{
 		Type: problemType(kind), Title: title, Status: status, Detail: detail, StatusURL: self, words: words,
 	}.write(w, r)

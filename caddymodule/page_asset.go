@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"strconv"
+	"sync"
 )
 
 var (
@@ -15,12 +16,12 @@ var (
 	pageJS []byte
 	// assetVersion is in the query of every asset's URL, so that they can be
 	// kept for good and still change with the next release.
-	assetVersion = func() string {
+	assetVersion = sync.OnceValue(func() string {
 		h := sha256.New()
 		h.Write(pageCSS)
 		h.Write(pageJS)
 		return hex.EncodeToString(h.Sum(nil))[:12]
-	}()
+	})
 )
 
 // asset serves what the page's HTML refers to. Style and script are files of
@@ -40,7 +41,7 @@ func (p *page) asset(w http.ResponseWriter, r *http.Request, route string) bool 
 	}
 	// Only under its own version may it be kept: a page of another release asks
 	// with another one.
-	if r.URL.Query().Get("v") == assetVersion {
+	if r.URL.Query().Get("v") == assetVersion() {
 		w.Header().Set("Cache-Control", "private, max-age=31536000, immutable")
 	}
 	reply(w, r, http.StatusOK, kind, body)

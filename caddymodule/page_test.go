@@ -237,7 +237,7 @@ func golden(t *testing.T, name, got string) {
 // forGolden takes out what changes with every touch of the style sheet, and the
 // drawing of the QR code, which has a file of its own.
 func forGolden(html string) string {
-	html = strings.ReplaceAll(html, assetVersion, "ASSETS")
+	html = strings.ReplaceAll(html, assetVersion(), "ASSETS")
 	return regexp.MustCompile(` d="M4 4h[^"]*"`).ReplaceAllString(html, ` d="QR"`)
 }
 
@@ -255,7 +255,7 @@ func TestPageOfEachStateIsAsReviewed(t *testing.T) {
 			if !slices.Contains(translated, name) {
 				continue
 			}
-			for _, c := range catalogues[1:] {
+			for _, c := range catalogues()[1:] {
 				html := do(p, "GET", testPath, "Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1")
 				golden(t, name+"."+c.tag+".html", forGolden(html.Body.String()))
 			}
@@ -286,7 +286,7 @@ func TestPageIsSmall(t *testing.T) {
 	}
 	largest := 0
 	for _, st := range sampleStatuses(time.Now()) {
-		for _, c := range catalogues {
+		for _, c := range catalogues() {
 			w := do(newFake(st).page(), "GET", testPath, "Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1")
 			largest = max(largest, w.Body.Len())
 		}
@@ -309,7 +309,7 @@ func problemIn(c *catalogue, st flow.Status) *httptest.ResponseRecorder {
 
 // In no language is a sentence missing, and in none is English left over.
 func TestPageSpeaksEachLanguageThroughout(t *testing.T) {
-	for _, c := range catalogues {
+	for _, c := range catalogues() {
 		for name, st := range sampleStatuses(time.Now()) {
 			p := newFake(st).page()
 			header := []string{"Accept", "text/html", "Accept-Language", c.tag, refreshHeader, "1"}
@@ -321,7 +321,7 @@ func TestPageSpeaksEachLanguageThroughout(t *testing.T) {
 				if w.Header().Get("Content-Language") != c.tag {
 					t.Errorf("%s in %s: the answer is in %s", name, c.tag, w.Header().Get("Content-Language"))
 				}
-				if c == english {
+				if c == english() {
 					continue
 				}
 				for _, word := range []string{"login server", "Calls ", "Log in", "Token valid", "Time left", "proxy logs"} {
@@ -479,11 +479,11 @@ func TestPageAssetsAreKeptUnderTheirVersionOnly(t *testing.T) {
 	p := newFake(flow.Status{}).page()
 	body := do(p, "GET", testPath, "Accept", "text/html", refreshHeader, "1").Body.String()
 	for _, name := range []string{"page.css?v=", "page.js?v="} {
-		if !strings.Contains(body, `"./.device-flow/`+name+assetVersion+`"`) {
+		if !strings.Contains(body, `"./.device-flow/`+name+assetVersion()+`"`) {
 			t.Errorf("the page does not link %s", name)
 		}
 		target := testPath + "/" + name
-		if got := do(p, "GET", target+assetVersion).Header().Get("Cache-Control"); got != "private, max-age=31536000, immutable" {
+		if got := do(p, "GET", target+assetVersion()).Header().Get("Cache-Control"); got != "private, max-age=31536000, immutable" {
 			t.Errorf("%s: %q", name, got)
 		}
 		if got := do(p, "GET", target+"older").Header().Get("Cache-Control"); got != "no-store" {
@@ -683,7 +683,7 @@ func TestPageTakesNoMarkupFromAServer(t *testing.T) {
 			"a\x00<b>\x1b[31mred\u202e\u2066\u200b",
 			"]]></svg><iframe srcdoc=x>",
 		} {
-			for _, c := range catalogues {
+			for _, c := range catalogues() {
 				tag = c.tag
 				want := shape(render("harmless-but-as-long-as-that", state))
 				html := render(payload, state)

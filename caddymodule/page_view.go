@@ -95,7 +95,7 @@ func newStamp(t time.Time) *stamp {
 }
 
 // newView words st as of now, in English.
-func newView(st flow.Status, now time.Time) *view { return english.view(st, now) }
+func newView(st flow.Status, now time.Time) *view { return english().view(st, now) }
 
 // view words st as of now.
 func (c *catalogue) view(st flow.Status, now time.Time) *view {

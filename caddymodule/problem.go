@@ -94,10 +94,10 @@ func newUnavailable(st flow.Status, statusURL string, now time.Time) problem {
 		StatusURL: statusURL,
 		words:     func(c *catalogue) (string, string) { return c.unavailable(st, statusURL, now) },
 	}
-	if l := english.login(st, now); st.State == flow.StatePending && l != nil {
+	if l := english().login(st, now); st.State == flow.StatePending && l != nil {
 		p.VerificationURI, p.UserCode = l.Link.Full(), l.Code
 	}
-	p.Title, p.Detail = p.words(english)
+	p.Title, p.Detail = p.words(english())
 	return p
 }
 
@@ -132,11 +132,11 @@ const problemCSS = `body{margin:0 auto;max-width:36rem;padding:2rem 1rem;font:1.
 	`h1{font-size:1.5rem;line-height:1.25;margin:0 0 .75rem}p{overflow-wrap:break-word;word-wrap:break-word}code{font:700 1.5rem/1.4 ui-monospace,Menlo,Consolas,monospace;letter-spacing:.08em}` +
 	`.note{font-size:.9375rem;opacity:.8}a{display:inline-block;padding:.625rem 0;color:#0b57d0}@media(prefers-color-scheme:dark){body{color:#e8edf3;background:#0f141b}a{color:#8ab4ff}}`
 
-var problemCSP = func() string {
+var problemCSP = sync.OnceValue(func() string {
 	sum := sha256.Sum256([]byte(problemCSS))
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
 		"'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-}()
+})
 
 // problemTemplate is parsed for the first such page, not at each start of a Caddy.
 var problemTemplate = sync.OnceValue(func() *template.Template {
@@ -188,7 +188,7 @@ func (p problem) write(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		h.Set("Content-Language", c.tag)
-		h.Set("Content-Security-Policy", problemCSP)
+		h.Set("Content-Security-Policy", problemCSP())
 		h.Set("Referrer-Policy", "no-referrer")
 		reply(w, r, p.Status, typeHTML+"; charset=utf-8", body)
 	default:

@@ -75,15 +75,15 @@ func TestQRPrefersTheAddressWithTheCode(t *testing.T) {
 		in   flow.LoginInfo
 		want string
 	}{{plain, plain.VerificationURI}, {complete, complete.VerificationURIComplete}} {
-		got, _ := english.loginQR(&c.in)
+		got, _ := english().loginQR(&c.in)
 		if want, _ := qrSVG(c.want, "QR code", "Opens the login page at a.example"); got != want || got == "" {
 			t.Errorf("not the code of %s", c.want)
 		}
 	}
-	if _, ok := english.loginQR(&bad); ok {
+	if _, ok := english().loginQR(&bad); ok {
 		t.Error("a bad complete address is drawn, or passed over in silence")
 	}
-	if _, ok := english.loginQR(nil); ok {
+	if _, ok := english().loginQR(nil); ok {
 		t.Error("a code without a login")
 	}
 }
@@ -110,7 +110,7 @@ func TestQRIsServedWhileACodeIsOutOnly(t *testing.T) {
 func TestQRIsLeftOutWhereNoPhoneWouldReadIt(t *testing.T) {
 	for n, want := range map[int]bool{maxQR: true, maxQR + 1: false} {
 		raw := "https://a.example/" + strings.Repeat("x", n-len("https://a.example/"))
-		if _, ok := english.loginQR(&flow.LoginInfo{VerificationURI: raw}); ok != want {
+		if _, ok := english().loginQR(&flow.LoginInfo{VerificationURI: raw}); ok != want {
 			t.Errorf("%d bytes: %v", n, ok)
 		}
 	}

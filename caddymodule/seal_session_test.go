@@ -26,7 +26,7 @@ func (x *rig) stored() map[string]string {
 	}
 	files := make(map[string]string)
 	for _, e := range entries {
-		if leftover.MatchString(e.Name()) {
+		if isLeftover(e.Name()) {
 			continue // a write is under way
 		}
 		text, err := os.ReadFile(filepath.Join(folder, e.Name()))

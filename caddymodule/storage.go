@@ -8,8 +8,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -93,9 +93,9 @@ func (s store) Lock(ctx context.Context, name string) (func(), error) {
 	}, nil
 }
 
-// leftover is what a temporary file of FileStorage is called. Its name is random,
-// our own end in .json and .refused.
-var leftover = regexp.MustCompile(`^[0-9]+$`)
+// isLeftover reports whether a temporary file of FileStorage is called so. Its name
+// is random, our own end in .json and .refused.
+func isLeftover(name string) bool { return strings.TrimLeft(name, "0123456789") == "" }
 
 const (
 	leftoverAge = time.Minute // a younger one may be a write under way
@@ -116,7 +116,7 @@ func (s store) sweep() {
 	}
 	for _, e := range entries {
 		info, err := e.Info()
-		if err == nil && info.Mode().IsRegular() && leftover.MatchString(e.Name()) && time.Since(info.ModTime()) > leftoverAge {
+		if err == nil && info.Mode().IsRegular() && isLeftover(e.Name()) && time.Since(info.ModTime()) > leftoverAge {
 			_ = os.Remove(filepath.Join(folder, e.Name()))
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -120,9 +119,13 @@ type Config struct {
 	Observer Observer
 }
 
-// nameRE is what a name looks like. The tilde is for those who make one of many
-// sessions, and a digest in place of each one's key; people do not write it.
-var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(~[0-9a-f]{32})?$`)
+// isName reports whether a session can be called so. The tilde is for those who make
+// one of many sessions, and a digest in place of each one's key; people do not write it.
+func isName(s string) bool {
+	s, digest, keyed := strings.Cut(s, "~")
+	return s != "" && len(s) <= 64 && strings.TrimLeft(s[:1], alphanumeric) == "" && strings.TrimLeft(s, alphanumeric+"._-") == "" &&
+		(!keyed || len(digest) == 32 && strings.TrimLeft(digest, "0123456789abcdef") == "")
+}
 
 // withDefaults fills zero values in.
 func (c Config) withDefaults() Config {
@@ -168,7 +171,7 @@ func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 
-	if c.Name != "" && !nameRE.MatchString(c.Name) {
+	if c.Name != "" && !isName(c.Name) {
 		bad("session name %q: use letters, digits, dot, underscore and hyphen, at most 64, starting with a letter or digit", c.Name)
 	}
 	if c.ClientID == "" {
