@@ -131,24 +131,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // serve gives an admitted request its token.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, vars map[string]any) error {
-	s, err := h.running(r, vars)
+	s, src, token, err := h.take(r, vars)
+	for range evictions {
+		if err == nil || s == nil || !s.evicted() || r.Context().Err() != nil {
+			break
+		}
+		s, src, token, err = h.take(r, vars)
+	}
 	if err != nil {
+		if s != nil {
+			err = noTurn(s, err)
+		}
 		if no, after := refusalOf(err); no != nil {
 			return h.decline(w, r, no, after)
 		}
-		newTally(h.session.name).refused(err)
-		return h.refuse(w, r, err)
-	}
-	src, no := h.target.source(s.Session, r)
-	if no != nil {
-		return h.guard.turnAway(w, r, no)
-	}
-	token, err := h.token(r.Context(), src)
-	if err != nil {
-		if no, after := refusalOf(noTurn(s, err)); no != nil {
-			return h.decline(w, r, no, after)
+		if s == nil {
+			newTally(h.session.name).refused(err)
+		} else {
+			s.tally.refused(err)
 		}
-		s.tally.refused(err)
 		return h.refuse(w, r, err)
 	}
 	if !h.Authenticate {
@@ -162,6 +163,21 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		}
 	}()
 	return next.ServeHTTP(newHeadWriter(w, keepPrivate), authenticated(r, token))
+}
+
+// take finds the session of a request and waits for its token. Without a session
+// it is nil, and the error says why.
+func (h *Handler) take(r *http.Request, vars map[string]any) (*running, flow.Source, *flow.Token, error) {
+	s, err := h.running(r, vars)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	src, no := h.target.source(s.Session, r)
+	if no != nil {
+		return s, nil, nil, no
+	}
+	token, err := h.token(r.Context(), src)
+	return s, src, token, err
 }
 
 // running is the session of this request.

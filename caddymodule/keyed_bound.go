@@ -124,6 +124,23 @@ func (g *group) evict() bool {
 	return unwell != nil
 }
 
+// evictions is how often a call looks for its session again that had to go for
+// another one while the call waited for it.
+const evictions = 3
+
+// evicted reports whether the session of a key has ended to make room for another.
+func (r *running) evicted() bool {
+	if r.member.Load() == nil {
+		return false
+	}
+	select {
+	case <-r.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 // end takes a session out of memory. Until that is done its key has to wait: of two
 // sessions of one login, each would use up the other's refresh tokens. g.mu is held.
 func (g *group) end(m *member) {

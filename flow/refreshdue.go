@@ -72,9 +72,12 @@ func (s *Session) hurry() {
 func (s *Session) firstRefresh(now time.Time, r *record) {
 	wall := s.wall(now)
 	l, ahead := r.lifetime(), r.refreshAt.Sub(r.obtained)
-	if l <= 0 || ahead < schedule.Ahead(l, 0) || s.client.Load().Login == LoginEager {
+	c := s.client.Load()
+	if l <= 0 || ahead < schedule.Ahead(l, 0) || c.Login == LoginEager || c.Kin != nil {
 		// The refresh token may end before the access token does, or nobody is to
-		// wait: then it is due when it was.
+		// wait: then it is due when it was. One of many sessions comes into memory
+		// because somebody calls, again and again where there is no room for all: each
+		// time a little later, it would never be refreshed in time.
 		s.refreshIn(now, r.refreshAt.Sub(wall))
 		return
 	}
