@@ -141,7 +141,7 @@ func (x *rig) get(url string, header ...string) answer {
 		req.Header.Add(header[i], header[i+1])
 	}
 	resp, err := x.client.Do(req)
-	for n := 0; n < 3 && errors.Is(err, io.EOF); n++ { // after a reload: the old server has accepted, and then closed
+	for n := 0; n < 100 && errors.Is(err, io.EOF); n++ { // after a reload: the old server has accepted, and then closed
 		resp, err = x.client.Do(req)
 	}
 	if err != nil {
