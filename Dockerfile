@@ -44,7 +44,7 @@ EXPOSE 8080
 USER 10001:10001
 WORKDIR /data
 
-# Healthy means that calls are served: a container that waits for its login is
+# Healthy means authorized or degraded: a container that waits for its login is
 # not, so `depends_on: {condition: service_healthy}` holds back what needs it.
 # -Y off: a proxy that is set for the authorization server is not for this.
 # podman and buildah keep a health check only with --format docker.

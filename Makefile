@@ -1,4 +1,5 @@
-# The few commands that people need. CI runs .ci/run, which has all of them.
+# The few commands that people need. CI runs .ci/run, which has lint, race and the
+# builds of Caddy among others, and `vuln` and `image-test` beside it.
 
 # Tools have versions, so that everybody sees the same findings. `go run` keeps
 # them out of go.mod.
@@ -35,7 +36,7 @@ build: ## ./caddy with the modules, by xcaddy
 	./xcaddy.sh
 
 slim: ## ./caddy-slim, for small devices
-	./xcaddy.sh --slim
+	./xcaddy.sh --slim caddy-slim
 
 bench: ## docs/performance.md anew: a quarter of an hour, on a quiet Linux
 	go run ./bench/run

@@ -38,6 +38,13 @@ func (Admin) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision sees to it that the admin API's /metrics has our metrics even if the
+// rest of its configuration comes to nothing: Caddy keeps that endpoint then.
+func (a *Admin) Provision(ctx caddy.Context) error {
+	_ = registerMetrics(ctx) // the app says so, too
+	return nil
+}
+
 // Routes implements caddy.AdminRouter. The endpoints look sessions up at each
 // request, for admin routers outlive the configuration they were built with.
 func (a *Admin) Routes() []caddy.AdminRoute {
@@ -118,4 +125,7 @@ func apiError(status int, err error) error {
 	return caddy.APIError{HTTPStatus: status, Err: err}
 }
 
-var _ caddy.AdminRouter = (*Admin)(nil)
+var (
+	_ caddy.AdminRouter = (*Admin)(nil)
+	_ caddy.Provisioner = (*Admin)(nil)
+)

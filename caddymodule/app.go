@@ -52,6 +52,7 @@ type session struct {
 
 	newObserver func() flow.Observer // each session has its own
 	plain       bool                 // somebody wants it without a key
+	aimed       bool                 // a handler asks it for another API's tokens
 	keyed       map[string]*keyed    // who wants it with one, by session_key
 }
 
@@ -74,6 +75,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx, a.logger = ctx, ctx.Logger()
 	a.sessions = make(map[string]*session, len(a.Sessions))
 	a.pages = make(map[pageKey]string)
+	if guardOff {
+		a.logger.Error("the guard is off, and everybody may call with the login: this Caddy was built with -tags unguarded, which is for tests alone; build it without")
+	}
 	for name, c := range a.Sessions {
 		if c == nil {
 			return fmt.Errorf("session %s: it has no settings; write at least issuer and client_id", name)
@@ -160,10 +164,10 @@ func (a *App) claimPage(key pageKey, name string) error {
 // Start makes the sessions run. It asks no server and waits for no storage.
 func (a *App) Start() error {
 	for _, s := range a.sessions {
-		if st, ok := s.cfg.Store.(store); ok {
-			// A process that was killed is often back at once, and what it has left
-			// behind is old enough only later.
-			a.sweeps = append(a.sweeps, time.AfterFunc(0, st.sweep), time.AfterFunc(sweepAgain, st.sweep))
+		if l := leftoversOf(s.cfg.Store); l != nil {
+			// Twice: a process that was killed is often back at once, and only later can
+			// it be told that nobody writes what it has left behind.
+			a.sweeps = append(a.sweeps, time.AfterFunc(0, l.first), time.AfterFunc(sweepAgain, l.second))
 		}
 		for _, k := range s.keyed {
 			if err := k.attach(); err != nil {

@@ -1,8 +1,6 @@
 package caddymodule
 
 import (
-	"slices"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -44,24 +42,4 @@ func parseStatusDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, 
 	return []httpcaddyfile.ConfigValue{routeValue(
 		caddy.ModuleMap{"path": h.JSON(caddyhttp.MatchPath{page.Path + "*"})},
 		caddyconfig.JSONModuleObject(page, "handler", "device_flow_status", nil))}, nil
-}
-
-// unmarshalOption parses one setting of the guard; d stands on its name. known is
-// false for a setting of somebody else.
-func (c *Guard) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
-	switch d.Val() {
-	case "allow_client":
-		err := moreArgs(d, &c.AllowClient)
-		for i := range slices.Backward(c.AllowClient) {
-			if c.AllowClient[i] == "private_ranges" {
-				c.AllowClient = slices.Replace(c.AllowClient, i, i+1, privateRanges...)
-			}
-		}
-		return true, err
-	case "allow_host":
-		return true, moreArgs(d, &c.AllowHost)
-	case "allow_origin":
-		return true, moreArgs(d, &c.AllowOrigin)
-	}
-	return false, nil
 }

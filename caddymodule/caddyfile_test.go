@@ -366,7 +366,7 @@ func TestValidateNamesTheSessionAndWhatToWrite(t *testing.T) {
 		},
 		{
 			"no such key file", site("device_flow {\n" + issuer + " client_key testdata/none.pem\n}"),
-			"session default: client_key testdata/none.pem: no such file or directory: check that the file exists and that Caddy may read it",
+			"session default: client_key testdata/none.pem: no such file or directory: this has to be the name of a file: check that the file exists and that Caddy may read it",
 		},
 		{
 			"a key in place of its file", site("device_flow {\n" + issuer + " client_key {file.testdata/caddyfile/client_key.pem}\n}"),

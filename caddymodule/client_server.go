@@ -33,14 +33,17 @@ func (c *Client) authenticate(ctx context.Context, cfg *flow.Config, text func(f
 		}
 	}
 	if c.ClientKey != "" {
-		// Said before anything is resolved: an error must not show the key.
-		if strings.Contains(c.ClientKey, "{file.") || strings.ContainsAny(c.ClientKey, "\r\n\"") {
-			return errors.New("client_key takes the name of a file, not what is in it: write 'client_key /run/secrets/client-key.pem'")
+		const instead = "takes the name of a file, not what is in it: write 'client_key /run/secrets/client-key.pem'"
+		if strings.Contains(c.ClientKey, "{file.") || holdsKey(c.ClientKey) {
+			return errors.New("client_key " + instead)
 		}
-		key := clientKey{file: text("client_key", c.ClientKey), clientID: cfg.ClientID}
+		key := clientKey{file: text("client_key", c.ClientKey), written: c.ClientKey, clientID: cfg.ClientID}
+		if holdsKey(key.file) {
+			return errors.New("client_key " + key.written + " " + instead)
+		}
 		cfg.Assertion = key.assertion
 		if _, err := key.signer(); err != nil {
-			return fmt.Errorf("client_key %s: %w", key.file, err)
+			return fmt.Errorf("client_key %s: %w", key.written, err)
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -32,15 +33,24 @@ const (
 )
 
 // clientKey signs assertions with the key in a file (RFC 7523 §2.2).
-type clientKey struct{ file, clientID string }
+type clientKey struct {
+	file     string
+	written  string // in the configuration: what a placeholder holds might be no file name but the key
+	clientID string
+}
+
+// holdsKey reports whether s looks like a key and not like the name of its file.
+func holdsKey(s string) bool {
+	return strings.ContainsAny(s, "\r\n\"") || strings.Contains(s, "-----BEGIN")
+}
 
 // assertion makes a JWT that nobody has used. The file is read each time, so that
-// a key that is replaced needs no reload. Errors name the file and nothing of
-// what is in it.
+// a key that is replaced needs no reload. Errors name the file as the configuration
+// does, and nothing of what is in it.
 func (k clientKey) assertion(_ context.Context, audience string) (flow.Secret, error) {
 	signer, err := k.signer()
 	if err != nil {
-		return flow.Secret{}, fmt.Errorf("client_key %s: %w", k.file, err)
+		return flow.Secret{}, fmt.Errorf("client_key %s: %w", k.written, err)
 	}
 	now := time.Now()
 	token, err := jwt.Signed(signer).Claims(jwt.Claims{
@@ -52,7 +62,7 @@ func (k clientKey) assertion(_ context.Context, audience string) (flow.Secret, e
 		Expiry:   jwt.NewNumericDate(now.Add(assertionLifetime)),
 	}).Serialize()
 	if err != nil {
-		return flow.Secret{}, fmt.Errorf("client_key %s: this key cannot sign: %w", k.file, err)
+		return flow.Secret{}, fmt.Errorf("client_key %s: this key cannot sign: %w", k.written, err)
 	}
 	return flow.NewSecret(token), nil
 }
@@ -60,7 +70,7 @@ func (k clientKey) assertion(_ context.Context, audience string) (flow.Secret, e
 func (k clientKey) signer() (jose.Signer, error) {
 	f, err := os.Open(k.file)
 	if err != nil {
-		return nil, fmt.Errorf("%w: check that the file exists and that Caddy may read it", errors.Unwrap(err))
+		return nil, fmt.Errorf("%w: this has to be the name of a file: check that the file exists and that Caddy may read it", errors.Unwrap(err))
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))

@@ -30,6 +30,8 @@ func keyFile(t *testing.T, content []byte) string {
 	return name
 }
 
+func keyIn(file string) clientKey { return clientKey{file, file, "the-client"} }
+
 func pemOf(kind string, der []byte, err error) []byte {
 	if err != nil {
 		panic(err)
@@ -112,7 +114,7 @@ func TestClientKeySigns(t *testing.T) {
 		{"a set of one", []byte(`{"keys":[` + string(jwkOf(t, jose.JSONWebKey{Key: ec, KeyID: "k5"})) + `]}`), jose.ES256, ec.Public(), "k5"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			k := clientKey{keyFile(t, tc.content), "the-client"}
+			k := keyIn(keyFile(t, tc.content))
 			before := time.Now().Truncate(time.Second)
 			c, header := signed(t, k, "https://as.example/", tc.algorithm, tc.public)
 			life := c.Expiry.Time().Sub(c.IssuedAt.Time())
@@ -129,7 +131,7 @@ func TestClientKeySigns(t *testing.T) {
 
 func TestClientKeyIsReadEachTime(t *testing.T) {
 	ec, _, ed := testKeys(t)
-	k := clientKey{keyFile(t, pkcs8(ec)), "c"}
+	k := keyIn(keyFile(t, pkcs8(ec)))
 	signed(t, k, "a", jose.ES256, ec.Public())
 	if err := os.WriteFile(k.file, pkcs8(ed), 0o600); err != nil {
 		t.Fatal(err)
@@ -169,19 +171,42 @@ func TestMistakesInAClientKeyAreToldWithTheRemedy(t *testing.T) {
 		"too large":       {make([]byte, maxKeyFile+1), "too large"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := clientKey{keyFile(t, tc.content), "c"}
+			k := keyIn(keyFile(t, tc.content))
 			_, err := k.assertion(t.Context(), "a")
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), k.file) || strings.Contains(err.Error(), "s3cr3t") {
 				t.Errorf("%v", err)
 			}
 		})
 	}
-	k := clientKey{filepath.Join(t.TempDir(), "none"), "c"}
+	k := keyIn(filepath.Join(t.TempDir(), "none"))
 	if _, err := k.assertion(t.Context(), "a"); err == nil || !strings.Contains(err.Error(), k.file) || !strings.Contains(err.Error(), "check that the file exists") {
 		t.Errorf("%v", err)
 	}
-	k.file = t.TempDir()
+	k = keyIn(t.TempDir())
 	if _, err := k.assertion(t.Context(), "a"); err == nil || strings.Contains(err.Error(), "<nil>") {
 		t.Errorf("a folder: %v", err)
+	}
+}
+
+func TestAKeyInThePlaceOfItsFileIsNotPrinted(t *testing.T) {
+	ec, _, _ := testKeys(t)
+	for name, value := range map[string]string{
+		"PEM": string(pkcs8(ec)), "PEM in one line": strings.ReplaceAll(string(pkcs8(ec)), "\n", " "),
+		"JWK": string(jwkOf(t, jose.JSONWebKey{Key: ec})), "something else": "c2VjcmV0LWtleQ",
+	} {
+		t.Setenv("DEVICE_FLOW_TEST_KEY", value)
+		for _, written := range []string{"{env.DEVICE_FLOW_TEST_KEY}", "/run/{env.DEVICE_FLOW_TEST_KEY}"} {
+			config, err := adapt(t, site("device_flow https://a.example.com {\n issuer https://l.example.com\n client_id a\n client_auth private_key_jwt\n client_key "+written+"\n}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = provisioned(t, config)
+			if err == nil || !strings.Contains(err.Error(), "client_key "+written) || !strings.Contains(err.Error(), "name of a file") {
+				t.Errorf("%s as %s: the error does not help", name, written)
+			}
+			if err != nil && (strings.Contains(err.Error(), value[len(value)/2:]) || strings.Contains(err.Error(), "PRIVATE")) {
+				t.Errorf("%s as %s: the error has the key", name, written)
+			}
+		}
 	}
 }

@@ -108,9 +108,9 @@ func overAdmin(name, short, long, example string, run func(*operator, *cobra.Com
 		Example: example,
 		Args:    cobra.MaximumNArgs(1),
 	}
-	cmd.Flags().String("address", "", "Address of the administration API listener (if --config is not used)")
-	cmd.Flags().StringP("config", "c", "", "Configuration file (if --address is not used)")
-	cmd.Flags().StringP("adapter", "a", "", "Name of config adapter to apply (if --config is used)")
+	cmd.Flags().String("address", "", "Where the admin API listens, as host:port or unix//path")
+	cmd.Flags().StringP("config", "c", "", "File that Caddy runs with, which says the same; not needed with --address")
+	cmd.Flags().StringP("adapter", "a", "", "Adapter to read --config with, where the name of the file does not tell")
 	cmd.ValidArgsFunction = completeName
 	cmd.RunE = plainly(func(cmd *cobra.Command, args []string) error {
 		o, err := newOperator(cmd)

@@ -76,8 +76,8 @@ func proxyCommand() *cobra.Command {
 	fl.String("account", "", "The only account that may log in, as claim=value")
 	fl.Bool("eager", false, "Get a code at once, not with the first call")
 	fl.Bool("log-qr", false, "Print the QR code of a pending login (default in a terminal)")
-	fl.String("admin", "", "Address of the administration API listener (default off)")
-	fl.BoolP("debug", "v", false, "Enable verbose debug logs")
+	fl.String("admin", "", "Where the admin API is to listen, as in localhost:2019 (default: nowhere)")
+	fl.BoolP("debug", "v", false, "Log everything that Caddy can tell")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !fl.Changed("log-qr") && newTerminal(os.Stderr).screen {
 			_ = fl.Set("log-qr", "true") // it exists

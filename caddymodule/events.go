@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -33,17 +32,8 @@ func init() {
 // whose it was.
 //
 // Handlers are called one event after the other, in the order of the steps, on a
-// goroutine of the session's own. Nothing waits for them: a handler can neither
-// stop a login or a refresh by aborting the event, nor by blocking or panicking.
-
-const (
-	// maxQueue bounds the events of one session that wait for their handlers.
-	maxQueue = 256
-	// goneGrace is how long a handler may take when its configuration has been
-	// replaced, lastGrace how long all have when the session ends.
-	goneGrace = time.Second
-	lastGrace = 500 * time.Millisecond
-)
+// goroutine of their own. Nothing waits for them: a handler can neither stop a
+// login or a refresh by aborting the event, nor by blocking or panicking.
 
 // emitter is how the event handlers of one configuration are reached.
 type emitter struct {
@@ -54,7 +44,7 @@ type emitter struct {
 
 // log tells about an event that does not find its way.
 func (to *emitter) log(msg string, e flow.Event, more ...zap.Field) {
-	guard(to.logger, "the log", func() {
+	survive(to.logger, "the log", func() {
 		to.logger.Error(msg, append(more, zap.String("session", e.Status.Session), zap.String("event", string(e.Kind)))...)
 	})
 }
@@ -146,135 +136,6 @@ func (o origin) CaddyModule() caddy.ModuleInfo {
 func (o *origin) Provision(ctx caddy.Context) error {
 	o.ctx = ctx
 	return nil
-}
-
-// outbox holds the events of one session until the handlers have had them.
-type outbox struct {
-	mu      sync.Mutex
-	to      *emitter // nil until a configuration has started
-	queue   []flow.Event
-	dropped int // since the last one was taken out
-
-	wake    chan struct{}
-	closing chan struct{}   // the session has ended, no event comes any more
-	ctx     context.Context // ends when nobody waits for a handler any more
-	giveUp  context.CancelFunc
-	done    chan struct{}
-}
-
-// newOutbox makes an outbox. Its goroutine, run, ends in close.
-func newOutbox() *outbox {
-	o := &outbox{wake: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{})}
-	o.ctx, o.giveUp = context.WithCancel(context.Background())
-	return o
-}
-
-// address says who hears of the events from now on, those that wait included.
-func (o *outbox) address(to *emitter) {
-	o.mu.Lock()
-	o.to = to
-	o.mu.Unlock()
-	o.rouse()
-}
-
-func (o *outbox) rouse() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
-
-// put adds an event, if it is one for Caddy. It never blocks: when handlers are
-// too slow, the oldest event goes.
-func (o *outbox) put(e flow.Event) {
-	switch e.Kind {
-	case flow.EventLoginPending, flow.EventLoginSucceeded, flow.EventLoginFailed,
-		flow.EventTokenRefreshed, flow.EventRefreshFailed, flow.EventLoggedOut:
-	default:
-		return
-	}
-	o.mu.Lock()
-	first := false
-	if len(o.queue) == maxQueue {
-		o.queue = o.queue[1:]
-		first = o.dropped == 0
-		o.dropped++
-	}
-	o.queue = append(o.queue, e)
-	to := o.to
-	o.mu.Unlock()
-	o.rouse()
-	if first && to != nil {
-		to.log("event handlers are too slow or hang: the oldest events are dropped", e)
-	}
-}
-
-// next takes the oldest event out.
-func (o *outbox) next() (to *emitter, e flow.Event, ok bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.to == nil || len(o.queue) == 0 || o.ctx.Err() != nil {
-		return nil, e, false
-	}
-	e, o.queue, o.dropped = o.queue[0], o.queue[1:], 0
-	return o.to, e, true
-}
-
-func (o *outbox) run() {
-	defer close(o.done)
-	deliver := func() {
-		for to, e, ok := o.next(); ok; to, e, ok = o.next() {
-			o.deliver(to, e)
-		}
-	}
-	for {
-		select {
-		case <-o.wake:
-			deliver()
-		case <-o.closing:
-			deliver()
-			return
-		}
-	}
-}
-
-// deliver has the handlers called, and waits for them as long as they are in use.
-func (o *outbox) deliver(to *emitter, e flow.Event) {
-	name := string(e.Kind)
-	// Not the configuration's own context: an event that is told while Caddy
-	// replaces the configuration would reach some handlers only.
-	ctx, cancel := context.WithCancel(o.ctx)
-	defer cancel()
-	returned := make(chan struct{})
-	go func() {
-		defer close(returned)
-		guard(to.logger, "an event handler", func() { to.emit(ctx, name, eventData(e)) })
-	}()
-	select {
-	case <-returned:
-		return
-	case <-o.ctx.Done():
-	case <-to.gone:
-		select {
-		case <-returned:
-			return
-		case <-o.ctx.Done():
-		case <-time.After(goneGrace):
-		}
-	}
-	to.log("an event handler hangs, nobody waits for it any more", e)
-}
-
-// close delivers what is left, as far as it can be done in a moment.
-func (o *outbox) close() {
-	close(o.closing)
-	timer := time.AfterFunc(lastGrace, o.giveUp)
-	defer timer.Stop()
-	<-o.done
-	o.giveUp()
-	if n := len(o.queue); n > 0 && o.to != nil {
-		o.to.log("event handlers are too slow or hang: the last events are dropped", o.queue[0], zap.Int("dropped", n))
-	}
 }
 
 // eventData is what handlers are told. It holds no secret, for Caddy logs it at

@@ -486,14 +486,30 @@ func TestALoginAtAnotherInstanceIsToldByBoth(t *testing.T) {
 // outboxOf is an outbox that is used without a session.
 func outboxOf(t *testing.T, emit func(ctx context.Context, name string, data map[string]any)) (o *outbox, gone chan struct{}, log *observer.ObservedLogs) {
 	core, log := observer.New(zapcore.DebugLevel)
-	o, gone = newOutbox(), make(chan struct{})
-	go o.run()
+	o, gone = new(outbox), make(chan struct{})
 	o.address(&emitter{logger: zap.New(core), gone: gone, emit: emit})
 	return o, gone, log
 }
 
 func numbered(kind flow.EventKind, n int) flow.Event {
 	return flow.Event{Kind: kind, Status: flow.Status{Session: fmt.Sprint(n)}}
+}
+
+// The bubble ends only if no goroutine is left. There may be a hundred thousand sessions.
+func TestAnOutboxWithNothingToTellHasNoGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		o, _, _ := outboxOf(t, func(_ context.Context, _ string, data map[string]any) { got = append(got, data["session"].(string)) })
+		for i := range 4 {
+			o.put(numbered(flow.EventTokenRefreshed, i))
+			if i%2 == 1 {
+				synctest.Wait() // all is told, and the next one needs a goroutine anew
+			}
+		}
+		if !slices.Equal(got, []string{"0", "1", "2", "3"}) {
+			t.Errorf("told are %q", got)
+		}
+	})
 }
 
 func TestTheOldestEventsAreDropped(t *testing.T) {
@@ -607,7 +623,7 @@ func TestAnObserverThatPanicsEndsNothing(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		o := r.outbox
+		o := &r.outbox
 		logIn(t, as, r.Session)
 		synctest.Wait()
 		if o.mu.Lock(); len(o.queue) != 2 {

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -18,9 +19,10 @@ import (
 // default, for GET as well, and is checked before anything else is done.
 type Guard struct {
 	// Addresses and CIDR ranges that may call, in place of loopback, link-local and
-	// private ranges (RFC 1918, RFC 4193). Unix sockets always may. The address is
-	// Caddy's client_ip: that of the connection, unless it is one of the server's
-	// trusted_proxies, and then every address that those report has to be allowed.
+	// private ranges (RFC 1918, RFC 4193), which `private_ranges` stands for. Unix
+	// sockets always may. The address is Caddy's client_ip: that of the connection,
+	// unless it is one of the server's trusted_proxies, and then every address that
+	// those report has to be allowed.
 	AllowClient []string `json:"allow_client,omitempty"`
 
 	// Names that Host may have besides those of the site's own matchers, a missing
@@ -30,14 +32,15 @@ type Guard struct {
 	AllowHost []string `json:"allow_host,omitempty"`
 
 	// Web origins that may call besides the proxy's own, as in
-	// https://app.example.com. Their pages may read the answers.
+	// https://app.example.com. Their pages may read what the API answers, and nothing
+	// of the status page.
 	AllowOrigin []string `json:"allow_origin,omitempty"`
 }
 
 // keeper is a Guard at work.
 type keeper struct {
-	self    any // the module it belongs to, to be found among the routes of the server
-	session string
+	self    any    // the module it belongs to, to be found among the routes of the server
+	session string // whose metrics count refusals; empty for a page of all sessions: nobody's
 	logger  *zap.Logger
 	clients []netip.Prefix // nil: the default
 	hosts   hostSet
@@ -60,8 +63,12 @@ func (c Guard) provision(ctx caddy.Context, self any, session string) (*keeper, 
 	} {
 		for _, written := range field.values {
 			value, err := caddy.NewReplacer().ReplaceOrErr(written, true, true)
-			if err == nil {
-				err = field.add(strings.ToLower(value))
+			values := strings.Fields(strings.ToLower(value)) // a placeholder may hold several
+			if err == nil && len(values) == 0 {
+				err = errors.New("it is blank, which does not mean the default: write a value, or leave the setting out")
+			}
+			for i := 0; i < len(values) && err == nil; i++ {
+				err = field.add(values[i])
 			}
 			if err != nil {
 				return nil, fmt.Errorf("%s %q: %w", field.name, written, err)
@@ -150,7 +157,9 @@ func (g *keeper) turnAway(w http.ResponseWriter, r *http.Request, no *refusal) e
 
 // note counts a refusal, and logs it now and then.
 func (g *keeper) note(r *http.Request, no *refusal) {
-	metrics.requests.WithLabelValues(g.session, outcomeRefused).Inc()
+	if g.session != "" {
+		metrics.requests.WithLabelValues(g.session, outcomeRefused).Inc()
+	}
 	// Whoever runs a device that shows no bodies looks into the log; whoever floods
 	// the proxy shall not flood the log.
 	now := time.Now().Unix()

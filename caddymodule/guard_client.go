@@ -7,11 +7,18 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// addClient reads an address or a CIDR range.
+// addClient reads an address, a CIDR range, or the name of the default ones.
 func (g *keeper) addClient(s string) error {
+	if s == "private_ranges" {
+		for _, r := range privateRanges {
+			g.clients = append(g.clients, netip.MustParsePrefix(r))
+		}
+		return nil
+	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		addr, err := netip.ParseAddr(s)
@@ -74,11 +81,11 @@ func (g *keeper) checkClient(r *http.Request, vars map[string]any) *refusal {
 // never helps.
 func (g *keeper) checkForwarded(r *http.Request) *refusal {
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if _, hop := g.self.(*Transport); hop || !ok || srv.TrustedProxiesStrict > 0 { // at the hop, the proxy has added its own
+	if !ok || srv.TrustedProxiesStrict > 0 {
 		return nil
 	}
 	for _, name := range srv.ClientIPHeaders {
-		for _, line := range r.Header.Values(name) {
+		for _, line := range g.reported(r, name) {
 			for part := range strings.SplitSeq(line, ",") {
 				part = strings.TrimSpace(part)
 				if host, _, err := net.SplitHostPort(part); err == nil {
@@ -94,6 +101,23 @@ func (g *keeper) checkForwarded(r *http.Request) *refusal {
 	return nil
 }
 
+// reported is a field of the request as it has come in. At the last hop, our own
+// proxy has added the trusted one's address to it, and header_up may have changed it:
+// there, the placeholder still has the caller's.
+func (g *keeper) reported(r *http.Request, name string) []string {
+	if _, hop := g.self.(*Transport); !hop {
+		return r.Header.Values(name)
+	}
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return r.Header.Values(name)
+	}
+	if all, _ := repl.GetString("http.request.header." + name); all != "" {
+		return []string{all}
+	}
+	return nil
+}
+
 func clientRefused(client string) *refusal {
 	return forbidden("client-not-allowed", "This client may not call",
 		"Calls from %s are not allowed. If they should be, add the address or its network to the setting allow_client.", clean(client, maxCode))
@@ -105,8 +129,7 @@ func overUnixSocket(r *http.Request) bool {
 	return ok && a.Network() == "unix"
 }
 
-// privateRanges is what the Caddyfile's private_ranges stands for: the default,
-// written down.
+// privateRanges is what private_ranges stands for: the default, written down.
 var privateRanges = []string{
 	"127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "169.254.0.0/16", "fe80::/10",
 }

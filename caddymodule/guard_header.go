@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 
+	"go.uber.org/zap"
+
 	"github.com/deviceflow/caddy-deviceflow/flow"
 )
 
@@ -14,7 +16,8 @@ type RequiredHeader struct {
 
 	// What it has to hold: a secret between the callers and the proxy, which is not
 	// passed on. Write {file./path} or {env.NAME}; it is read when the configuration
-	// is loaded. Default: anything.
+	// is loaded. Caddy's logs show the header fields of requests, except for
+	// Proxy-Authorization and Authorization: name one of these. Default: anything.
 	Value string `json:"value,omitempty"`
 }
 
@@ -32,10 +35,10 @@ func (c *RequiredHeader) provision() (*requirement, error) {
 	need := &requirement{name: http.CanonicalHeaderKey(c.Name)}
 	switch need.name {
 	case "Host", "Connection", "Content-Length", "Transfer-Encoding", "Trailer", "Te", "Upgrade":
-		return nil, errors.New("require_header " + c.Name + ": HTTP itself needs this field; choose another, as in X-Proxy-Key")
+		return nil, errors.New("require_header " + c.Name + ": HTTP itself needs this field; choose another, as in Proxy-Authorization")
 	}
 	if !isToken(c.Name) {
-		return nil, errors.New("require_header: write the name of a header field, as in X-Proxy-Key")
+		return nil, errors.New("require_header: write the name of a header field, as in Proxy-Authorization")
 	}
 	if c.Value == "" {
 		return need, nil
@@ -48,8 +51,26 @@ func (c *RequiredHeader) provision() (*requirement, error) {
 	return need, err
 }
 
+// warn says if a log of Caddy would have the secret. Caddy logs a copy of each
+// request that it has made before any handler sees the request, at each error of the
+// server even without an access log, and leaves credentials out by their names alone.
+func (n *requirement) warn(logger *zap.Logger, logsCredentials bool) {
+	if n == nil || n.value.IsZero() {
+		return
+	}
+	switch n.name {
+	case "Authorization", "Proxy-Authorization", "Cookie":
+		if logsCredentials {
+			logger.Warn("with log_credentials, Caddy writes the secret of require_header into its logs: take log_credentials out", zap.String("field", n.name))
+		}
+	default:
+		logger.Warn("Caddy writes the secret of require_header into its logs, as it does with all fields but those of credentials: "+
+			"write 'require_header Proxy-Authorization …' and have callers send that, or delete request>headers>"+n.name+" by a log filter", zap.String("field", n.name))
+	}
+}
+
 // check refuses a caller that does not send the field, or takes the secret off the
-// request, so that neither the API nor a log of what follows has it.
+// request, so that neither the API nor a handler that follows has it.
 func (n *requirement) check(r *http.Request) *refusal {
 	if n == nil || guardOff {
 		return nil

@@ -30,12 +30,23 @@ func checkUpgrade(r *http.Request) *refusal {
 	if upgrade == nil && settings == nil {
 		return nil
 	}
-	handshake := len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket") && settings == nil
+	handshake := len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket") && settings == nil &&
+		hasOne(r.Header, "Sec-Websocket-Key", "Sec-WebSocket-Key") && hasOne(r.Header, "Sec-Websocket-Version", "Sec-WebSocket-Version")
 	if handshake && r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) && r.ContentLength == 0 {
 		return nil
 	}
 	return forbidden("upgrade-not-allowed", "Upgrade not allowed",
 		"This proxy lets connections change to WebSocket only, and no setting changes that. Leave the Upgrade field out; for Java's HttpClient, ask for version HTTP_1_1.")
+}
+
+// hasOne reports whether a field is there once and with a value. At the last hop, it
+// is spelt as the RFC does: the proxy writes it so.
+func hasOne(h http.Header, name, inRFC string) bool {
+	values := h[name]
+	if values == nil {
+		values = h[inRFC]
+	}
+	return len(values) == 1 && values[0] != ""
 }
 
 // ownToken refuses a caller's token in a place where the API might look (RFC 6750

@@ -20,6 +20,14 @@ type place struct {
 	narrowed bool     // something before it looks at who calls
 }
 
+// walkServer visits all handlers of a server.
+func walkServer(srv *caddyhttp.Server, visit func(caddyhttp.MiddlewareHandler, place)) {
+	walk(srv, srv.Routes, place{}, 0, visit)
+	if srv.Errors != nil {
+		walk(srv, srv.Errors.Routes, place{}, 0, visit)
+	}
+}
+
 // walk visits all handlers below routes.
 func walk(srv *caddyhttp.Server, routes caddyhttp.RouteList, at place, depth int, visit func(caddyhttp.MiddlewareHandler, place)) {
 	if depth > 32 { // named routes can invoke one another
@@ -46,6 +54,10 @@ func walk(srv *caddyhttp.Server, routes caddyhttp.RouteList, at place, depth int
 			case *caddyhttp.Invoke:
 				if named := srv.NamedRoutes[h.Name]; named != nil {
 					walk(srv, caddyhttp.RouteList{*named}, here, depth+1, visit)
+				}
+			case *reverseproxy.Handler:
+				for _, answer := range h.HandleResponse { // whoever gets there, somebody has been asked about
+					walk(srv, answer.Routes, place{here.hosts, true}, depth+1, visit)
 				}
 			}
 			here.narrowed = here.narrowed || asksForCredentials(h)
@@ -99,7 +111,7 @@ func (g *keeper) siteHosts(r *http.Request) *hostSet {
 	if !ok {
 		return found
 	}
-	walk(srv, srv.Routes, place{}, 0, func(h caddyhttp.MiddlewareHandler, at place) {
+	walkServer(srv, func(h caddyhttp.MiddlewareHandler, at place) {
 		if proxy, ok := h.(*reverseproxy.Handler); h != g.self && !(ok && proxy.Transport == g.self) {
 			return
 		}
@@ -131,7 +143,7 @@ func (a *App) warnOfOpenSites() {
 			continue
 		}
 		gates, openGates, openHops := 0, 0, 0
-		walk(srv, srv.Routes, place{}, 0, func(h caddyhttp.MiddlewareHandler, at place) {
+		walkServer(srv, func(h caddyhttp.MiddlewareHandler, at place) {
 			switch h := h.(type) {
 			case *Handler:
 				gates++

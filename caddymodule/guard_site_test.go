@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/deviceflow/caddy-deviceflow/flow"
 	"github.com/deviceflow/caddy-deviceflow/flow/flowtest"
 )
 
@@ -122,6 +123,7 @@ func TestThePageIsGuardedWithAllThatIsBelowIt(t *testing.T) {
 			}
 		}
 	}
+	await(t, x.session("default").Session, flow.StateLoginRequired)
 	if got := x.get("http://a/.device-flow/healthz"); got.status != http.StatusServiceUnavailable || got.body != "login_required\n" {
 		t.Errorf("a probe: %d %s", got.status, got.body)
 	}
@@ -274,7 +276,7 @@ func TestGuardSettingsThatWouldNotWorkAreRefused(t *testing.T) {
 		"allow_origin https://*.example.com":             `allow_origin "https://*.example.com": write scheme, host and port`,
 		"require_header Host":                            "require_header Host: HTTP itself needs this field",
 		"require_header X-Key {env.DEVICE_FLOW_NO_SUCH}": "require_header X-Key {env.DEVICE_FLOW_NO_SUCH} has no value: check that the file or variable exists",
-		"require_header \"X Key\"":                       "require_header: write the name of a header field, as in X-Proxy-Key",
+		"require_header \"X Key\"":                       "require_header: write the name of a header field, as in Proxy-Authorization",
 	} {
 		config, err := adapt(t, site("device_flow https://a.example.com {\n"+login+setting+"\n}"))
 		if err != nil {

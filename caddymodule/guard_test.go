@@ -235,7 +235,7 @@ func TestGuardRefusesWhatPagesOfOtherOriginsSend(t *testing.T) {
 		for _, upgrade := range []bool{false, true} {
 			fields := c.fields
 			if upgrade {
-				fields = append([]string{"Connection", "Upgrade", "Upgrade", "websocket"}, fields...)
+				fields = append(handshake("websocket"), fields...)
 			}
 			got := judge(g, asked(fields...))
 			if c.want && got != "" || !c.want && got != "origin-not-allowed" {
@@ -304,27 +304,37 @@ func TestGuardKnowsMethods(t *testing.T) {
 	}
 }
 
+// handshake is the fields of a WebSocket handshake with that Upgrade.
+func handshake(upgrade string) []string {
+	return []string{"Connection", "Upgrade", "Upgrade", upgrade, "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="}
+}
+
 func TestGuardLetsConnectionsBecomeWebSocketsOnly(t *testing.T) {
 	g := kept(t, Guard{})
 	for _, c := range []struct {
 		want   bool
 		fields []string
 	}{
-		{true, []string{"Upgrade", "websocket"}},
-		{true, []string{"Upgrade", "WebSocket"}},
+		{true, handshake("websocket")},
+		{true, handshake("WebSocket")},
 		{true, []string{"Connection", "upgrade"}},
+		{false, handshake("websocket")[:4]},
+		{false, handshake("websocket")[:6]},
+		{false, append(handshake("websocket")[:4], "Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")},
+		{false, append(handshake("websocket")[:6], "Sec-WebSocket-Key", "")},
+		{false, append(handshake("websocket"), "Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")},
 		{false, []string{"Upgrade", "h2c"}},
 		{false, []string{"Upgrade", "h2c", "HTTP2-Settings", "AAMAAABkAAQAAP__"}},
-		{false, []string{"Upgrade", "websocket", "HTTP2-Settings", "AAMAAABkAAQAAP__"}},
+		{false, append(handshake("websocket"), "HTTP2-Settings", "AAMAAABkAAQAAP__")},
 		{false, []string{"HTTP2-Settings", "AAMAAABkAAQAAP__"}},
-		{false, []string{"Upgrade", "websocket, h2c"}},
-		{false, []string{"Upgrade", "websocket", "Upgrade", "h2c"}},
-		{false, []string{"Upgrade", "websocket", "Upgrade", "websocket"}},
-		{false, []string{"Upgrade", "websocket/13"}},
+		{false, handshake("websocket, h2c")},
+		{false, append(handshake("websocket"), "Upgrade", "h2c")},
+		{false, append(handshake("websocket"), "Upgrade", "websocket")},
+		{false, handshake("websocket/13")},
 		{false, []string{"Upgrade", "TLS/1.2"}},
 		{false, []string{"Upgrade", "foo"}},
 		{false, []string{"Upgrade", ""}},
-		{false, []string{"Upgrade", "websocket", "method", "POST"}},
+		{false, append(handshake("websocket"), "method", "POST")},
 	} {
 		r := asked(append([]string{"Connection", "Upgrade, HTTP2-Settings"}, c.fields...)...)
 		got := judge(g, r)
@@ -332,12 +342,12 @@ func TestGuardLetsConnectionsBecomeWebSocketsOnly(t *testing.T) {
 			t.Errorf("%q: %q", c.fields, got)
 		}
 	}
-	r := asked("Upgrade", "websocket")
+	r := asked(handshake("websocket")...)
 	r.ContentLength = -1
 	if judge(g, r) == "" {
 		t.Error("a handshake with a body")
 	}
-	r = asked("Upgrade", "websocket")
+	r = asked(handshake("websocket")...)
 	r.ProtoMinor = 0
 	if judge(g, r) == "" {
 		t.Error("a handshake in HTTP/1.0")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -90,16 +89,19 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.target, err = h.Target.provision(); err != nil {
 		return err
 	}
+	s.aimed = s.aimed || h.target != nil
 	if h.guard, err = h.Guard.provision(ctx, h, s.name); err != nil {
 		return err
 	}
 	// The transport hides the token from the proxy's log, other handlers do not.
 	srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if h.Authenticate && ok && srv.Logs != nil && srv.Logs.ShouldLogCredentials {
+	logsCredentials := ok && srv.Logs != nil && srv.Logs.ShouldLogCredentials
+	if h.Authenticate && logsCredentials {
 		ctx.Logger().Warn("with log_credentials, a reverse_proxy behind device_flow writes the token into the debug log unless it has "+
 			"'transport device_flow "+s.name+"': use that transport, or take log_credentials out", zap.String("session", s.name))
 	}
 	h.need, err = h.RequireHeader.provision()
+	h.need.warn(ctx.Logger(), logsCredentials)
 	return err
 }
 
@@ -152,11 +154,13 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		}
 		return h.refuse(w, r, err)
 	}
+	if h.session.aimed { // else there is nothing to announce, nor to take back
+		announceSource(vars, h.forKey, src)
+	}
 	if !h.Authenticate {
 		return next.ServeHTTP(w, r) // and the transport counts
 	}
 	s.tally.announce(vars)
-	announceSource(vars, h.forKey, src)
 	defer func() { // even if the proxy panics, as it does when the API breaks off
 		if vars == nil || s.tally.claim(vars) {
 			s.tally.served.Inc()
@@ -172,7 +176,7 @@ func (h *Handler) take(r *http.Request, vars map[string]any) (*running, flow.Sou
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	src, no := h.target.source(s.Session, r)
+	src, no := h.target.source(s, r)
 	if no != nil {
 		return s, nil, nil, no
 	}
@@ -232,38 +236,12 @@ func writeNotReady(w http.ResponseWriter, r *http.Request, e *flow.NotReadyError
 	return nil
 }
 
-// handlesErrors reports whether one of the server's error routes has an answer
-// for r and err. Those of another site or for other errors would leave it empty.
-func handlesErrors(r *http.Request, err error) bool {
-	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	if !ok || srv.Errors == nil {
-		return false
-	}
-	// They match by the error, too, so they have to see it.
-	return anyRoute(srv.Errors.Routes, srv.Errors.WithError(r, err))
-}
-
-// anyRoute reports whether r gets to a handler. The Caddyfile puts what belongs
-// to one site, or to some statuses, into subroutes.
-func anyRoute(routes caddyhttp.RouteList, r *http.Request) bool {
-	return slices.ContainsFunc(routes, func(route caddyhttp.Route) bool {
-		matches, err := route.MatcherSets.AnyMatchWithError(r)
-		return err == nil && matches && slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
-			sub, ok := h.(*caddyhttp.Subroute)
-			return !ok || anyRoute(sub.Routes, r)
-		})
-	})
-}
-
 // statusURL is the status page as the caller would reach it.
 func (h *Handler) statusURL(r *http.Request) string {
 	if h.StatusPath == "" {
 		return ""
 	}
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	host := r.Host
 	if host == "" { // HTTP/1.0
 		if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && a.Network() == "tcp" {
@@ -279,7 +257,7 @@ func (h *Handler) statusURL(r *http.Request) string {
 			prefix = p
 		}
 	}
-	return scheme + "://" + host + prefix + h.StatusPath
+	return schemeOf(r, vars) + "://" + host + prefix + h.StatusPath
 }
 
 // authenticated is a copy of r whose only credential is the token. The caller

@@ -126,6 +126,16 @@ func TestStatusURLIsWhereTheCallerWouldFindThePage(t *testing.T) {
 			}
 		})
 	}
+	balanced := served(httptest.NewRequest(http.MethodGet, "/x", nil)) // TLS ends before us
+	balanced.Host = "proxy.lan"
+	balanced.Header.Set("X-Forwarded-Proto", "https")
+	if got := h.statusURL(balanced); got != "http://proxy.lan/.device-flow" {
+		t.Errorf("by anybody's own word: %s", got)
+	}
+	balanced.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)[caddyhttp.TrustedProxyVarKey] = true
+	if got := h.statusURL(balanced); got != "https://proxy.lan/.device-flow" {
+		t.Errorf("behind a trusted proxy: %s", got)
+	}
 	if got := new(Handler).statusURL(httptest.NewRequest(http.MethodGet, "/", nil)); got != "" {
 		t.Errorf("without a page: %s", got)
 	}

@@ -53,6 +53,14 @@ func (g *group) reserve(m *member) bool {
 	return true
 }
 
+// Login is that of the session, unless too many wait for a person already.
+func (r *running) Login(ctx context.Context) (flow.Status, error) {
+	if m := r.member.Load(); m != nil && m.Status().Login == nil && !m.group.reserve(m) {
+		return r.Status(), errNoMoreLogins
+	}
+	return r.Session.Login(ctx)
+}
+
 // hasSlot reports whether a session has a slot. One that is logged in, or whose login
 // has come to nothing a while ago, loses it. g.mu is held.
 func (g *group) hasSlot(m *member) bool {
@@ -160,10 +168,17 @@ func (g *group) end(m *member) {
 		}
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.ending--
 		delete(g.members, m.id)
 		close(m.gone)
+		g.ended()
 	})
+}
+
+// ended is for those who wait because too many are on their way out. g.mu is held.
+func (g *group) ended() {
+	g.ending--
+	close(g.room)
+	g.room = make(chan struct{})
 }
 
 // giveBack releases the session for these configurations. If it ends with that, and

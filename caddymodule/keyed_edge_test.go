@@ -99,6 +99,48 @@ func TestTheCapOnLoginsHoldsWhenAllGrantsAreRefused(t *testing.T) {
 	})
 }
 
+// More devices call than fit, and those that have to go are not as fast: the next one waits for that.
+func TestAKeyWaitsForRoomThatIsBeingMade(t *testing.T) {
+	ofGroup(t, flowtest.Config{}, 2, func(t *testing.T, _ *flowtest.Server, k *keyed) {
+		k.session.cfg.Store = everybody{k.session.cfg.Fingerprint(), time.Now()}
+		call(t, k, "one")
+		call(t, k, "two")
+		g := k.live.Load()
+		change := func(f func()) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			f()
+		}
+		change(func() { g.ending += mostEnding })
+		answer := make(chan error, 1)
+		go func() {
+			_, err := g.bring(t.Context(), k.id("three"), "three", true)
+			answer <- err
+		}()
+		synctest.Wait()
+		if len(answer) > 0 {
+			t.Fatal("it did not wait: ", <-answer)
+		}
+		change(g.ended)
+		if err := <-answer; err != nil {
+			t.Error("there is room, and yet: ", err)
+		}
+		if _, ok := g.byKey.Load("three"); !ok {
+			t.Error("three is not in memory")
+		}
+
+		synctest.Wait() // until the one that had to go has gone
+		change(func() { g.ending = mostEnding })
+		began := time.Now()
+		_, err := g.bring(t.Context(), k.id("four"), "four", true)
+		no, after := refusalOf(err)
+		if no == nil || after == 0 || time.Since(began) != lookTimeout {
+			t.Errorf("%v after %v", no, time.Since(began))
+		}
+		change(func() { g.ending = 0 })
+	})
+}
+
 func TestALoginThatIsInMemoryOnlyIsNotEvicted(t *testing.T) {
 	ofGroup(t, flowtest.Config{AccessTokenLifetime: time.Minute}, 4, func(t *testing.T, as *flowtest.Server, k *keyed) {
 		disk := &full{Store: k.session.cfg.Store}

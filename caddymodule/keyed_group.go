@@ -42,6 +42,7 @@ type group struct {
 	ring    []*member             // those in memory; hand goes round
 	hand    int
 	ending  int
+	room    chan struct{} // closes when one of these has ended
 	ends    sync.WaitGroup
 	looks   chan struct{}
 }
@@ -82,7 +83,7 @@ func (k *keyed) groupKey() groupKey {
 // attach puts k in force, for what runs already and for what will.
 func (k *keyed) attach() error {
 	v, _, err := groups.LoadOrNew(k.groupKey(), func() (caddy.Destructor, error) {
-		return &group{members: make(map[string]*member), slots: make(map[*member]time.Time), looks: make(chan struct{}, mostLooks)}, nil
+		return &group{members: make(map[string]*member), slots: make(map[*member]time.Time), room: make(chan struct{}), looks: make(chan struct{}, mostLooks)}, nil
 	})
 	if err != nil {
 		return err
@@ -199,7 +200,8 @@ func (g *group) bring(ctx context.Context, id, key string, known bool) (*member,
 
 // admit finds the session of a key or makes it run. A key that is not known to have
 // a record needs a slot, for it will ask for a login: without one there is none.
-// gone closes when a session of that key has ended that is on its way out.
+// gone closes when it makes sense to ask again, for a session has ended that was on its
+// way out: that of the same key, or any where there are as many of them as may be.
 func (g *group) admit(id, key string, known bool) (m *member, gone <-chan struct{}, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -221,6 +223,9 @@ func (g *group) admit(id, key string, known bool) (m *member, gone <-chan struct
 	}
 	g.makeRoom(g.limit()-1, 2) // two, so that a smaller max_sessions is reached in time
 	if len(g.ring) >= g.limit() {
+		if g.ending >= mostEnding {
+			return nil, g.room, nil
+		}
 		return nil, nil, tooManySessions()
 	}
 	if m, err = g.begin(id, key); err != nil {

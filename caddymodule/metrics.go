@@ -75,7 +75,7 @@ func newCollector() *collector {
 		refreshes: counter("refreshes_total", "Refreshes of the access token, by outcome: success; temporary and doubtful (tried again); "+
 			"reauthorize (the login has ended, a person has to log in); configuration (the authorization server refuses the client).", "outcome"),
 		requests: counter("requests_total", "Requests, by outcome: served (the API has answered); unauthorized (the API has answered 401); "+
-			"refused (by the guard, for the status page, too); no_token (answered 503, the API was not contacted); canceled (the caller left); failed (no answer from the API; each attempt counts).", "outcome"),
+			"refused (by the guard, for the status page of a session, too); no_token (answered 503, the API was not contacted); canceled (the caller left); failed (no answer from the API; each attempt counts).", "outcome"),
 		replays: counter("replays_total", "Requests that were repeated with a new token after a 401 of the API, by what the repetition brought: served, unauthorized, failed.", "outcome"),
 		storageFailures: counter("storage_failures_total", "How often the storage of the login began to fail. "+
 			"While it fails, the session is degraded and its login would not survive a restart."),
@@ -105,13 +105,6 @@ func registerMetrics(ctx caddy.Context) error {
 		return nil
 	}
 	return err
-}
-
-// Provision sees to it that the admin API's /metrics has our metrics even if the
-// rest of its configuration comes to nothing: Caddy keeps that endpoint then.
-func (a *Admin) Provision(ctx caddy.Context) error {
-	_ = registerMetrics(ctx) // the app says so, too
-	return nil
 }
 
 // Describe implements prometheus.Collector.
@@ -308,7 +301,4 @@ func (t *tally) claim(vars map[string]any) bool {
 	return claimed != nil && claimed.CompareAndSwap(false, true)
 }
 
-var (
-	_ prometheus.Collector = (*collector)(nil)
-	_ caddy.Provisioner    = (*Admin)(nil)
-)
+var _ prometheus.Collector = (*collector)(nil)

@@ -340,6 +340,33 @@ func TestARequestIsCountedOnceHoweverASiteIsComposed(t *testing.T) {
 }
 
 // S121 of the scorecard.
+// What the guard refuses on a page counts for the session of the page. That of all sessions is of none.
+func TestALabelIsTheNameOfASession(t *testing.T) {
+	const name = "labelled"
+	x := newRig(t, flowtest.Config{})
+	x.load(x.config(t.Name(), "device_flow "+name+" {\n LOGIN\n}", ":1@a", "device_flow API {\n session "+name+"\n session_key {header.X-Device-Id}\n}",
+		":1@all", "device_flow_status", "m", "metrics /metrics"))
+	x.alias("all", "evil.example")
+	before := gathered(t)
+	for _, url := range []string{"http://a/.device-flow", "http://a/.device-flow/healthz", "http://a/", "http://evil.example/.device-flow"} {
+		if got := x.get(url, "Sec-Fetch-Site", "cross-site"); got.status != http.StatusForbidden {
+			t.Errorf("%s: %d %s", url, got.status, got.body)
+		}
+	}
+	after := gathered(t)
+	if n := after.of("requests_total", name, "refused") - max(before.of("requests_total", name, "refused"), 0); n != 3 {
+		t.Errorf("%v are counted, want 3", n)
+	}
+	for series := range after {
+		if strings.Contains(series, " by ") || strings.Contains(series, `session=""`) {
+			t.Errorf("there is a series %s", series)
+		}
+	}
+	if len(logged(t.Name(), "refused a request")) != 3 {
+		t.Error("each guard has something to say")
+	}
+}
+
 func TestNothingThatACallerSendsBecomesALabel(t *testing.T) {
 	const name, calls, callers = "bounded", 10_000, 8
 	x := newRig(t, flowtest.Config{})

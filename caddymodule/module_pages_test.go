@@ -113,6 +113,15 @@ func jsonKind(t *testing.T, of ast.Expr, tag reflect.StructTag) string {
 	return ""
 }
 
+// linked has the types that a page does not describe lead to the app's, which describes those that pages share.
+func linked(kind, page string) string {
+	_, name, isType := strings.Cut(kind, "](#")
+	if !isType || strings.Contains(strings.ToLower(page), "<!-- fields of "+strings.TrimSuffix(name, ")")+" -->") {
+		return kind
+	}
+	return strings.Replace(kind, "](#", "](app.md#", 1)
+}
+
 // documented are the types that docs/modules has tables of.
 var documented = []string{"App", "Client", "Provider", "Account", "Handler", "RequiredHeader", "StatusPage", "Transport"}
 
@@ -136,7 +145,7 @@ func TestModulePagesHaveEachField(t *testing.T) {
 			found = append(found, m[2])
 			table := m[1] + "\n| field | value | meaning |\n|---|---|---|\n"
 			for _, f := range fieldsOf(t, all, m[2]) {
-				table += "| " + f.name + " | " + f.kind + " | " + f.doc + " |\n"
+				table += "| " + f.name + " | " + linked(f.kind, string(raw)) + " | " + f.doc + " |\n"
 			}
 			return table + "\n" + m[3]
 		})

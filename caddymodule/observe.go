@@ -17,13 +17,13 @@ import (
 func observers(logger *zap.Logger, all ...flow.Observer) flow.Observer {
 	return func(e flow.Event) {
 		for _, o := range all {
-			guard(logger, "an observer of the session", func() { o(e) })
+			survive(logger, "an observer of the session", func() { o(e) })
 		}
 	}
 }
 
-// guard runs f and survives its panic.
-func guard(logger *zap.Logger, what string, f func()) {
+// survive runs f and outlives its panic.
+func survive(logger *zap.Logger, what string, f func()) {
 	defer func() {
 		if p := recover(); p != nil {
 			defer func() { _ = recover() }() // it may be the log that panics
@@ -179,7 +179,7 @@ func eventFields(e flow.Event) []zap.Field {
 	if l := st.Login; l != nil {
 		fields = append(fields,
 			// No encoder escapes C1 controls, nor what turns the direction of text.
-			zap.String("verification_uri", clean(l.VerificationURI, maxText)),
+			zap.String("verification_uri", clean(newLink(l.VerificationURI).Full(), maxLink)),
 			zap.String("user_code", clean(l.UserCode, maxText)),
 			zap.Time("code_expires_at", l.ExpiresAt))
 	}

@@ -2,10 +2,13 @@ package caddymodule
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +35,7 @@ type stage struct {
 	end     func()
 	lines   *observer.ObservedLogs
 	counted *prometheus.Registry
+	another *flow.Status // what the calls of a site are told that asks for another API than the session's
 
 	mu     sync.Mutex
 	events []string
@@ -128,6 +132,26 @@ func (x *stage) says(step flowtest.Step, status int, code string) {
 	x.as.ScriptAlways(step, flowtest.Response{Status: status, Body: `{"error":"` + code + `"}`})
 }
 
+// rewrites changes the stored login.
+func (x *stage) rewrites(change func(record map[string]any)) {
+	x.Helper()
+	b, err := x.store.Load(x.Context(), x.cfg.StorageKey())
+	record := map[string]any{}
+	if err == nil {
+		err = json.Unmarshal(b, &record)
+	}
+	if err != nil {
+		x.Fatal(err)
+	}
+	change(record)
+	if b, err = json.Marshal(record); err == nil {
+		err = x.store.Save(x.Context(), x.cfg.StorageKey(), b)
+	}
+	if err != nil {
+		x.Fatal(err)
+	}
+}
+
 func (x *stage) down() {
 	for _, step := range []flowtest.Step{flowtest.Discovery, flowtest.Device, flowtest.Token} {
 		x.as.ScriptAlways(step, flowtest.Response{Drop: true})
@@ -194,12 +218,32 @@ var occasions = []occasion{
 		}
 		x.pass(6 * time.Second)
 	}},
+	{"`account` is set, and whose login it is could not be asked: the login server failed at that moment", func(x *stage) {
+		x.unknownAccount(flowtest.Response{Status: 503})
+	}},
+	{"`account` is set, and the login server does not tell whose login it is", func(x *stage) {
+		x.unknownAccount(flowtest.ErrorResponse(403, "insufficient_scope"))
+	}},
 	{"the login server gives no code: it is down", func(x *stage) {
 		x.begin()
 		x.mark()
 		x.down()
 		_, _ = x.session.Login(x.Context()) // the status says why not
 		synctest.Wait()
+	}},
+	{"the certificate of the login server is not one that is trusted", func(x *stage) {
+		x.cfg.HTTP = untrusted{}
+		x.begin()
+		x.mark()
+		_, _ = x.session.Login(x.Context()) // the status says why not
+		synctest.Wait()
+	}},
+	{"the login server gives no code: it is too busy", func(x *stage) { x.refusedAtLogin(503, "temporarily_unavailable") }},
+	{"the login server, or something in front of it, answers with a page", func(x *stage) {
+		x.answersAtLogin(flowtest.Response{Body: "<html>Welcome</html>"})
+	}},
+	{"an endpoint of the login server redirects: it is not the right URL", func(x *stage) {
+		x.answersAtLogin(flowtest.Response{Status: 302, Header: http.Header{"Location": {"/device"}}})
 	}},
 	{"the login server does not know the client", func(x *stage) { x.refusedAtLogin(401, "invalid_client") }},
 	{"the login server expects the client's secret in the other place", func(x *stage) {
@@ -208,8 +252,31 @@ var occasions = []occasion{
 		x.refusedAtLogin(401, "invalid_client")
 	}},
 	{"the client may not use the device flow", func(x *stage) { x.refusedAtLogin(400, "unauthorized_client") }},
+	{"the login server has no login by device code", func(x *stage) { x.refusedAtLogin(400, "unsupported_grant_type") }},
 	{"the scope is refused", func(x *stage) { x.refusedAtLogin(400, "invalid_scope") }},
 	{"the audience or resource is refused", func(x *stage) { x.refusedAtLogin(400, "invalid_target") }},
+	{"a site asks for another API, and the login server sends a token for the session's own", func(x *stage) {
+		const own = "eyJhbGciOiJub25lIn0.eyJhdWQiOiJodHRwczovL293bi5leGFtcGxlIn0.c2ln" // for https://own.example
+		x.as.ScriptAlways(flowtest.Token, flowtest.Response{Pass: true, Edit: flowtest.EditJSON(func(m map[string]any) {
+			if m["access_token"] != nil {
+				m["access_token"] = own
+			}
+		})})
+		x.begin()
+		x.logIn()
+		x.mark()
+		src, err := x.session.For(flow.Want{Audience: "https://orders.example.com"})
+		if err != nil {
+			x.Fatal(err)
+		}
+		_, err = src.Token(x.Context())
+		notReady, ok := errors.AsType[*flow.NotReadyError](err)
+		if !ok {
+			x.Fatalf("that token is used: %v", err)
+		}
+		x.another = &notReady.Status
+		synctest.Wait()
+	}},
 	{"a refresh fails: the login server is down", func(x *stage) {
 		x.begin()
 		x.logIn()
@@ -262,6 +329,42 @@ var occasions = []occasion{
 		x.store.full = true
 		x.pass(55 * time.Minute)
 	}},
+	{"Caddy starts, and the stored login is damaged: it is kept as `….refused`", func(x *stage) {
+		x.begin()
+		x.logIn()
+		x.end()
+		x.rewrites(func(record map[string]any) { clear(record) })
+		x.mark()
+		x.begin()
+		if _, err := x.store.Load(x.Context(), x.cfg.StorageKey()+".refused"); err != nil {
+			x.Error(err)
+		}
+	}},
+	{"Caddy starts, and the stored login is of a newer release: it is left as it is", func(x *stage) {
+		x.begin()
+		x.logIn()
+		x.end()
+		x.rewrites(func(record map[string]any) { record["version"] = 99 })
+		x.mark()
+		x.begin()
+	}},
+	{"Caddy starts, and its clock is hours behind that of the stored login", func(x *stage) {
+		x.begin()
+		x.logIn()
+		x.end()
+		x.rewrites(func(record map[string]any) {
+			for _, name := range []string{"obtained_at", "refresh_at", "expires_at"} {
+				at, err := time.Parse(time.RFC3339Nano, record[name].(string))
+				if err != nil {
+					x.Fatal(err)
+				}
+				record[name] = at.Add(5 * time.Hour)
+			}
+		})
+		x.mark()
+		x.begin()
+		x.pass(time.Second)
+	}},
 	{"the stored login is sealed with another `encryption_key`", func(x *stage) {
 		key := func(s string) flow.Key {
 			k, err := flow.ParseKey(flow.NewSecret(strings.Repeat(s, 64)))
@@ -290,11 +393,37 @@ var occasions = []occasion{
 }
 
 func (x *stage) refusedAtLogin(status int, code string) {
+	x.answersAtLogin(flowtest.ErrorResponse(status, code))
+}
+
+// answersAtLogin has the server answer so when it is asked for a code.
+func (x *stage) answersAtLogin(response flowtest.Response) {
 	x.begin()
 	x.mark()
-	x.says(flowtest.Device, status, code)
+	x.as.ScriptAlways(flowtest.Device, response)
 	_, _ = x.session.Login(x.Context()) // the status says why not
 	synctest.Wait()
+}
+
+// unknownAccount has somebody log in without an id_token, where the userinfo endpoint answers so.
+func (x *stage) unknownAccount(response flowtest.Response) {
+	x.cfg.Account = &flow.Claim{Name: "email", Value: "alice@example.com"}
+	x.begin()
+	code := x.code()
+	x.mark()
+	x.as.ScriptAlways(flowtest.UserInfo, response)
+	x.as.ScriptAlways(flowtest.Poll, flowtest.Response{Pass: true, Edit: flowtest.EditJSON(func(m map[string]any) { delete(m, "id_token") })})
+	if err := x.as.Approve(code); err != nil {
+		x.Fatal(err)
+	}
+	x.pass(time.Minute)
+}
+
+// untrusted is a network in which each server has a certificate of an authority that nobody knows.
+type untrusted struct{}
+
+func (untrusted) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}
 }
 
 // TestOperationsTableIsTrue plays each occasion and writes down what page, log, terminal, metrics, events, health check
@@ -306,26 +435,7 @@ func TestOperationsTableIsTrue(t *testing.T) {
 	for _, o := range occasions {
 		table.WriteString(o.row(t))
 	}
-	file := "../docs/operations.md"
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok := strings.Cut(string(text), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", file)
-	}
-	want := head + begin + "\n" + table.String() + "\n" + end + tail
-	if *updatePages {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if want != string(text) {
-		t.Errorf("the table in %s is not what happens; look at it, and if it is right run go test -update\n%s", file, table.String())
-	}
+	requirePart(t, "../docs/operations.md", begin, end, "\n"+table.String()+"\n")
 }
 
 // row plays the occasion.
@@ -379,6 +489,14 @@ func (x *stage) describe(when string) string {
 	health := do(p, "GET", testPath+"/healthz").Code
 
 	caller := "the API's answer"
+	state := "`" + string(st.State) + "`"
+	if st.Error != nil {
+		state += "<br>`" + st.Error.Code + "`"
+	}
+	if x.another != nil {
+		state += "<br>at that site `" + x.another.Error.Code + "`"
+		st = *x.another
+	}
 	if st.Token == nil {
 		r := httptest.NewRequest("GET", "/things", nil)
 		w := httptest.NewRecorder()
@@ -387,10 +505,6 @@ func (x *stage) describe(when string) string {
 			x.Error("a caller is not told when to come back")
 		}
 		caller = fmt.Sprintf("%d: %s", w.Code, newUnavailable(st, "", now).Detail)
-	}
-	state := "`" + string(st.State) + "`"
-	if st.Error != nil {
-		state += "<br>`" + st.Error.Code + "`"
 	}
 	cells := []string{when, state, say, strings.Join(logged, "<br>"), quoted(events), quoted(x.counts()), fmt.Sprint(health), caller}
 	for i, c := range cells {

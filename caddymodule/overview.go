@@ -96,17 +96,22 @@ func (p *page) overview(w http.ResponseWriter, r *http.Request, route string) {
 	}
 }
 
+// serves reports whether calls are answered. healthy is what probes are told, and a
+// misconfigured session is not, although it serves while its token lasts.
+func serves(st flow.Status) bool  { return st.Token != nil || st.State.Usable() }
+func healthy(st flow.Status) bool { return st.State.Usable() }
+
 // allHealth is well if each session is; it names those that are not. Where each device
 // has a session of its own, one that serves is enough, and there may be none yet: a
 // device that nobody has logged in to must not have the others' proxy restarted.
 func (p *page) allHealth(w http.ResponseWriter, r *http.Request, all []flow.Status) {
-	if p.byKey && (len(all) == 0 || slices.ContainsFunc(all, serves)) {
+	if p.byKey && (len(all) == 0 || slices.ContainsFunc(all, healthy)) {
 		reply(w, r, http.StatusOK, typePlain+"; charset=utf-8", []byte(flow.StateAuthorized+"\n"))
 		return
 	}
 	var ill []string
 	for _, st := range all {
-		if !serves(st) {
+		if !healthy(st) {
 			ill = append(ill, label(st)+" "+string(st.State))
 		}
 	}

@@ -154,10 +154,10 @@ func TestOverviewIsHealthyIfEachSessionIs(t *testing.T) {
 	}
 	check(503, "no session is configured\n")
 	sessions.add("a", samples["authorized"])
-	sessions.add("b", samples["misconfigured-serving"])
+	sessions.add("b", samples["degraded-storage"])
 	check(200, "authorized\n")
 	sessions.add("c", samples["pending"])
-	sessions.add("d", samples["misconfigured"])
+	sessions.add("d", samples["misconfigured-serving"])
 	check(503, "c pending\nd misconfigured\n")
 	if w := do(sessions.page(), "GET", testPath+"/healthz?session=a"); w.Code != 200 || w.Body.String() != "authorized\n" {
 		t.Errorf("of one: %d %q", w.Code, w.Body)
@@ -384,6 +384,9 @@ func TestOverviewOfARunningCaddy(t *testing.T) {
 	var all []flow.Status
 	if got := x.get("http://all/logins", "Accept", typeJSON); json.Unmarshal([]byte(got.body), &all) != nil || len(all) != 2 || all[0].Session != "a" || all[1].Session != "b" {
 		t.Fatalf("%d %s", got.status, got.body)
+	}
+	for _, name := range []string{"a", "b"} { // it takes a moment until the storage has answered
+		await(t, x.session(name).Session, flow.StateLoginRequired)
 	}
 	if got := x.get("http://all/logins/healthz"); got.status != http.StatusServiceUnavailable || got.body != "a login_required\nb login_required\n" {
 		t.Errorf("%d %q", got.status, got.body)

@@ -285,18 +285,14 @@ func (p *page) qr(w http.ResponseWriter, r *http.Request, st flow.Status) {
 	reply(w, r, http.StatusOK, "image/svg+xml", []byte(svg))
 }
 
-// health is for probes: it answers whether calls are served, and only that. A
-// misconfigured session serves while its token lasts.
+// health is for probes.
 func (p *page) health(w http.ResponseWriter, r *http.Request, st flow.Status) {
 	code := http.StatusServiceUnavailable
-	if serves(st) {
+	if healthy(st) {
 		code = http.StatusOK
 	}
 	reply(w, r, code, typePlain+"; charset=utf-8", []byte(st.State+"\n"))
 }
-
-// serves reports whether calls are answered.
-func serves(st flow.Status) bool { return st.Token != nil || st.State.Usable() }
 
 // refuse writes a problem that links back to the page.
 func (p *page) refuse(w http.ResponseWriter, r *http.Request, status int, kind string, fill ...string) {

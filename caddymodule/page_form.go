@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"strings"
 	"sync"
 	"time"
 )
@@ -110,6 +109,6 @@ func sameOrigin(r *http.Request) bool {
 	if origin[0] == "null" {
 		return fromHere
 	}
-	u, err := url.Parse(origin[0])
-	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
+	o, ok := parseOrigin(origin[0])
+	return ok && o.names(r.Host)
 }

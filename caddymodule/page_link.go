@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -85,7 +86,7 @@ func (l link) Full() string {
 
 // safeLink parses raw and reports whether a person may be sent there: absolute,
 // https (http on loopback, for trials), no user name that poses as a host, and an
-// ASCII host, so that what is read is what is opened. A server with an
+// ASCII host, so that what is read is what is opened. The rest is made ASCII. A server with an
 // international name can send its xn-- form.
 func safeLink(raw string) (*url.URL, bool) {
 	if len(raw) > maxLink {
@@ -107,6 +108,10 @@ func safeLink(raw string) (*url.URL, bool) {
 			return nil, false
 		}
 	}
+	// Path and fragment are escaped by URL itself, the query is not.
+	if u.RawQuery = escapeLetters(u.RawQuery); len(u.String()) > maxLink {
+		return nil, false
+	}
 	switch u.Scheme {
 	case "https":
 		return u, true
@@ -114,6 +119,20 @@ func safeLink(raw string) (*url.URL, bool) {
 		return u, isLoopback(u.Hostname())
 	}
 	return nil, false
+}
+
+// escapeLetters percent-encodes what is not ASCII, as a browser does: what steers a
+// terminal or turns the direction of text is among it.
+func escapeLetters(query string) string {
+	var b strings.Builder
+	for i := range len(query) {
+		if c := query[i]; c < 0x80 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
 }
 
 func isLoopback(host string) bool {

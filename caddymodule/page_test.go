@@ -630,7 +630,7 @@ func TestPageHealthOfEachState(t *testing.T) {
 		"authorized":            200,
 		"authorized-bare":       200,
 		"degraded-storage":      200,
-		"misconfigured-serving": 200,
+		"misconfigured-serving": 503,
 		"misconfigured":         503,
 		"login_required":        503,
 		"pending":               503,

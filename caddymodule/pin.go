@@ -137,6 +137,9 @@ func (t *Transport) add(o destination) error {
 	if !o.tls && !o.local() && !t.InsecureHTTP && !t.session.cfg.InsecureHTTP {
 		return fmt.Errorf("upstream %s would get the token in clear text: use https://, or set insecure_http if the network is trusted", o)
 	}
+	if len(t.pins) == 0 {
+		t.first = o
+	}
 	t.pins[o] = struct{}{}
 	return nil
 }
@@ -172,6 +175,9 @@ func (t *Transport) usesTLS(port string) bool {
 // mayHaveToken reports whether the site names o, or the name that its certificate
 // must have: then it does not matter at which address it was found.
 func (t *Transport) mayHaveToken(o destination) bool {
+	if o == t.first { // cheaper than the map, and mostly there is only one
+		return true
+	}
 	if _, ok := t.pins[o]; ok {
 		return true
 	}

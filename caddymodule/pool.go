@@ -33,7 +33,7 @@ type running struct {
 	ended  chan struct{}
 	number uint64 // counts up: the later it began, the greater
 	tally  *tally
-	outbox *outbox
+	outbox outbox
 	member atomic.Pointer[member] // of a group, nil for a session without a key
 
 	mu      sync.Mutex
@@ -49,7 +49,7 @@ type attached struct {
 // start takes the session that cfg describes from the pool, or makes it run.
 func start(app *App, cfg flow.Config) (*running, error) {
 	v, loaded, err := pool.LoadOrNew(poolKey{cfg.Name, cfg.Fingerprint()}, func() (caddy.Destructor, error) {
-		r := &running{ended: make(chan struct{}), number: begun.Add(1), outbox: newOutbox()}
+		r := &running{ended: make(chan struct{}), number: begun.Add(1)}
 		s, err := flow.New(r.observed(app, cfg))
 		if err != nil {
 			return nil, err
@@ -61,7 +61,6 @@ func start(app *App, cfg flow.Config) (*running, error) {
 			defer close(r.ended)
 			s.Run(ctx)
 		}()
-		go r.outbox.run()
 		return r, nil
 	})
 	if err != nil {
@@ -104,6 +103,17 @@ func (r *running) readdress() {
 			r.outbox.address(to)
 			return
 		}
+	}
+}
+
+// tellEvents lets the sessions tell their events to the configuration in force.
+func (g *group) tellEvents() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.ring {
+		m.running.mu.Lock()
+		m.readdress()
+		m.running.mu.Unlock()
 	}
 }
 

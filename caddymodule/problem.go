@@ -23,7 +23,7 @@ type problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
-	// The members below are those of contract "no token"; empty ones are left out.
+	// The members below say why a call has no token; empty ones are left out.
 	State           flow.State `json:"state,omitempty"`
 	StatusURL       string     `json:"status_url,omitempty"`
 	VerificationURI string     `json:"verification_uri,omitempty"`
@@ -60,10 +60,8 @@ func setRetryAfter(h http.Header, d time.Duration) {
 // writeRefusal tells a caller that the guard has refused the request, by itself or
 // through handle_errors. It names nothing of the login: the caller may be anybody.
 func writeRefusal(w http.ResponseWriter, r *http.Request, no *refusal) error {
-	if no.status == http.StatusMethodNotAllowed {
-		w.Header().Set("Allow", allowedMethods) // RFC 9110 §15.5.6
-	}
 	if err := caddyhttp.Error(no.status, no); handlesErrors(r, err) {
+		no.allow(w.Header())
 		w.Header().Set("Cache-Control", "no-store")
 		return err
 	}
@@ -71,7 +69,15 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, no *refusal) error {
 	return nil
 }
 
+// allow says in an answer which methods there are (RFC 9110 §15.5.6).
+func (e *refusal) allow(h http.Header) {
+	if e.status == http.StatusMethodNotAllowed {
+		h.Set("Allow", allowedMethods)
+	}
+}
+
 func (e *refusal) write(w http.ResponseWriter, r *http.Request) {
+	e.allow(w.Header())
 	problem{
 		Type: problemType(e.kind), Title: e.title, Status: e.status, Detail: e.detail,
 		words: func(c *catalogue) (string, string) {

@@ -61,14 +61,14 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 	if err := checkStatusPath(p.Path); err != nil {
 		return err
 	}
-	app, name, err := p.choose(ctx)
+	app, session, shown, err := p.choose(ctx)
 	if err != nil {
 		return err
 	}
-	if p.guard, err = p.Guard.provision(ctx, p, name); err != nil {
+	if p.guard, err = p.Guard.provision(ctx, p, session); err != nil {
 		return err
 	}
-	if err := app.claimPage(pageKey{siteOf(ctx), p.Path}, name); err != nil {
+	if err := app.claimPage(pageKey{siteOf(ctx), p.Path}, shown); err != nil {
 		return err
 	}
 	// An open event stream would hold up the end of the server (and so a reload).
@@ -78,31 +78,32 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// choose makes the page of a session, or of all. name is empty for all.
-func (p *StatusPage) choose(ctx caddy.Context) (app *App, name string, err error) {
+// choose makes the page of a session, or of all. shown is what tells what it shows
+// from what other pages do. It and the session are empty for all.
+func (p *StatusPage) choose(ctx caddy.Context) (app *App, session, shown string, err error) {
 	if p.All {
 		if p.Session != "" || p.Client != nil || p.SessionKey != "" {
-			return nil, "", errors.New("a status page shows all sessions or one: leave out either all or the session")
+			return nil, "", "", errors.New("a status page shows all sessions or one: leave out either all or the session")
 		}
 		p.page = newOverview(p.Path, everySession)
 		app, err = appOf(ctx)
-		return app, "", err
+		return app, "", "", err
 	}
 	app, s, err := sessionOf(ctx, p.Session, p.Client)
 	if err != nil {
-		return nil, "", err
+		return nil, "", "", err
 	}
 	k, err := app.keyBy(s, KeyedBy{SessionKey: p.SessionKey})
 	if err != nil {
-		return nil, "", err
+		return nil, "", "", err
 	}
 	if k != nil {
 		p.page = k.page(p.Path)
-		return app, s.name + " by " + p.SessionKey, nil
+		return app, s.name, s.name + " by " + p.SessionKey, nil
 	}
 	s.plain = true
 	p.page = newPage(p.Path, func(r *http.Request) (watcher, error) { return s.get(r.Context()) })
-	return app, s.name, nil
+	return app, s.name, s.name, nil
 }
 
 // everySession is all that run now, each name once: during a reload there may be two

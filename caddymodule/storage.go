@@ -9,7 +9,6 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -35,22 +34,21 @@ func (s store) Load(ctx context.Context, key string) ([]byte, error) {
 	return s.Storage.Load(ctx, key)
 }
 
-// maxRecord is more than any record has.
-const maxRecord = 1 << 20
-
-// refuse moves aside what cannot be a record and must not be read into memory.
+// refuse moves aside what cannot be a record and must not be read into memory. A file
+// takes the place of the one before: something that writes such files again and again
+// shall not fill the disk. A folder never stands where flow puts records aside, for no
+// file could take its place there.
 func refuse(name string) error {
 	info, err := os.Lstat(name)
-	if err != nil || info.Mode().IsRegular() && info.Size() <= maxRecord || info.Mode()&os.ModeSymlink != 0 {
+	if err != nil || info.Mode().IsRegular() && info.Size() <= flow.MaxRecord || info.Mode()&os.ModeSymlink != 0 {
 		return nil //nolint:nilerr // the storage itself tells what is wrong, if anything
 	}
-	what := fmt.Sprintf("%d bytes long", info.Size())
+	what, aside := fmt.Sprintf("%d bytes long", info.Size()), name+".refused-unread"
 	if info.IsDir() {
-		what = "a folder"
+		what, aside = "a folder", name+".refused-folder"
 	}
-	aside := name + ".refused"
-	if _, err := os.Lstat(aside); err == nil {
-		aside += "-" + strconv.FormatInt(time.Now().Unix(), 10)
+	if there, err := os.Lstat(aside); err == nil && (info.IsDir() || there.IsDir()) {
+		aside += "-" + strconv.FormatInt(time.Now().UnixNano(), 10)
 	}
 	if err := os.Rename(name, aside); err != nil {
 		return fmt.Errorf("%s is %s, and could not be put aside: %w", name, what, err)
@@ -60,14 +58,20 @@ func refuse(name string) error {
 
 func (s store) Save(ctx context.Context, key string, value []byte) error {
 	key = path.Join(storageFolder, key)
-	if err := s.Store(ctx, key, value); err != nil {
+	err := s.Store(ctx, key, value)
+	files, ok := s.Storage.(*certmagic.FileStorage)
+	if !ok {
 		return err
 	}
-	if fs, ok := s.Storage.(*certmagic.FileStorage); ok {
-		// It has synced the file and renamed it; without the folder, the new name
-		// can still be lost with the power.
-		syncFolder(filepath.Dir(fs.Filename(key)))
+	if err != nil && errors.Is(refuse(files.Filename(key)), flow.ErrRecord) {
+		err = s.Store(ctx, key, value) // now that no folder is in the way
 	}
+	if err != nil {
+		return err
+	}
+	// It has synced the file and renamed it; without the folder, the new name can
+	// still be lost with the power.
+	syncFolder(filepath.Dir(files.Filename(key)))
 	return nil
 }
 
@@ -91,35 +95,6 @@ func (s store) Lock(ctx context.Context, name string) (func(), error) {
 		// Its holder may be on the way out; the lock shall go all the same.
 		_ = s.Unlock(context.WithoutCancel(ctx), name)
 	}, nil
-}
-
-// isLeftover reports whether a temporary file of FileStorage is called so. Its name
-// is random, our own end in .json and .refused.
-func isLeftover(name string) bool { return strings.TrimLeft(name, "0123456789") == "" }
-
-const (
-	leftoverAge = time.Minute // a younger one may be a write under way
-	sweepAgain  = leftoverAge + 10*time.Second
-)
-
-// sweep removes what writes of killed processes have left behind: such a file
-// can hold tokens that nobody would ever delete. Young ones may be under way.
-func (s store) sweep() {
-	fs, ok := s.Storage.(*certmagic.FileStorage)
-	if !ok {
-		return
-	}
-	folder := fs.Filename(storageFolder)
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		return // nothing has ever been stored
-	}
-	for _, e := range entries {
-		info, err := e.Info()
-		if err == nil && info.Mode().IsRegular() && isLeftover(e.Name()) && time.Since(info.ModTime()) > leftoverAge {
-			_ = os.Remove(filepath.Join(folder, e.Name()))
-		}
-	}
 }
 
 // syncFolder is best effort: not every system can.

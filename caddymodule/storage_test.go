@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -88,34 +89,132 @@ func TestStorePassesFailuresOn(t *testing.T) {
 	}
 }
 
+// The clock of this instance is a decade ahead of that of the file system, which stamps what others are writing.
 func TestLeftoversOfKilledWritesAreSwept(t *testing.T) {
-	dir := t.TempDir()
-	folder := filepath.Join(dir, "device_flow")
-	if err := os.Mkdir(folder, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	old := time.Now().Add(-2 * time.Minute)
-	for name, at := range map[string]time.Time{
-		"123456789": old, "987654321": time.Now(), "default-0af3.json": old, "default-0af3.json.refused": old,
-	} {
-		path := filepath.Join(folder, name)
-		if err := os.WriteFile(path, []byte("a token"), 0o600); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		folder := filepath.Join(dir, "device_flow")
+		if err := os.Mkdir(folder, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chtimes(path, at, at); err != nil {
-			t.Fatal(err)
+		write := func(name string, age time.Duration) {
+			path := filepath.Join(folder, name)
+			if err := os.WriteFile(path, []byte("a token"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := info.ModTime().Add(-age)
+			if err := os.Chtimes(path, at, at); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	store{&certmagic.FileStorage{Path: dir}}.sweep()
-	var left []string
-	entries, err := os.ReadDir(folder)
+		for name, age := range map[string]time.Duration{
+			"1": time.Hour, "2": 10 * time.Minute, "3": 0, "4": time.Minute,
+			"default-0af3.json": time.Hour, "default-0af3.json.refused": time.Hour,
+		} {
+			write(name, age)
+		}
+		<-time.After(40 * 365 * 24 * time.Hour) // of the bubble, which begins in 2000
+		l := leftoversOf(store{&certmagic.FileStorage{Path: dir}})
+		requireLeft := func(when string, want ...string) {
+			t.Helper()
+			var left []string
+			entries, err := os.ReadDir(folder)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				left = append(left, e.Name())
+			}
+			if want = append(want, "default-0af3.json", "default-0af3.json.refused"); !slices.Equal(left, want) {
+				t.Errorf("%s are left %q, want %q", when, left, want)
+			}
+		}
+		l.first()
+		requireLeft("at first", "2", "3", "4")
+		write("4", 0)
+		write("5", time.Hour)
+		l.second()
+		requireLeft("later", "4", "5")
+	})
+}
+
+// aside are the names of what was put aside in a folder of records.
+func aside(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(dir, "device_flow"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		left = append(left, e.Name())
+		if e.Name() != "a.json" {
+			names = append(names, e.Name())
+		}
 	}
-	if want := []string{"987654321", "default-0af3.json", "default-0af3.json.refused"}; !slices.Equal(left, want) {
-		t.Errorf("left are %q, want %q", left, want)
+	return names
+}
+
+// A file that is too long came back once a second, and each was kept.
+func TestWhatIsTooLongToReadIsKeptOnce(t *testing.T) {
+	dir := t.TempDir()
+	store, ctx := newStore(&certmagic.FileStorage{Path: dir}), t.Context()
+	for range 3 {
+		if err := store.Save(ctx, "a.json", make([]byte, flow.MaxRecord)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := store.Load(ctx, "a.json"); err != nil || len(b) != flow.MaxRecord {
+			t.Fatalf("the longest record: %d bytes, %v", len(b), err)
+		}
+		if err := store.Save(ctx, "a.json", make([]byte, flow.MaxRecord+1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrRecord) {
+			t.Fatalf("one byte more: %v", err)
+		}
+		if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrNotFound) {
+			t.Fatalf("afterwards: %v", err)
+		}
+	}
+	if got := aside(t, dir); len(got) != 1 {
+		t.Errorf("kept are %q, want one", got)
+	}
+}
+
+// Once a folder had been in a record's place, no record could be put aside any more,
+// and so none was stored.
+func TestAFolderInTheRecordsPlaceIsInNobodysWay(t *testing.T) {
+	dir := t.TempDir()
+	store, ctx := newStore(&certmagic.FileStorage{Path: dir}), t.Context()
+	for n := range 2 {
+		if err := os.MkdirAll(filepath.Join(dir, "device_flow", "a.json", "sub"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Load(ctx, "a.json"); !errors.Is(err, flow.ErrRecord) {
+			t.Fatalf("a folder: %v", err)
+		}
+		if slices.Contains(aside(t, dir), "a.json.refused") != (n > 0) {
+			t.Error("it is where flow puts records aside")
+		}
+		if err := store.Save(ctx, "a.json.refused", []byte("damaged")); err != nil {
+			t.Fatalf("what flow puts aside: %v", err)
+		}
+		if got := aside(t, dir); len(got) != n+2 {
+			t.Errorf("kept are %q, want %d folders and a file", got, n+1)
+		}
+	}
+	// Somebody else has put one where records go.
+	for _, key := range []string{"a.json", "b.json.refused"} {
+		if err := os.MkdirAll(filepath.Join(dir, "device_flow", key, "sub"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Save(ctx, key, []byte("new")); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+		if b, err := store.Load(ctx, key); string(b) != "new" {
+			t.Errorf("%s: %q, %v", key, b, err)
+		}
 	}
 }

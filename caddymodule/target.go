@@ -106,11 +106,11 @@ func (t *Target) want(repl *caddy.Replacer, all bool) (flow.Want, error) {
 
 // source is where the token of a request comes from: s itself without a target.
 // The refusal is that of a request for which a placeholder has no good value.
-func (t *target) source(s *flow.Session, req *http.Request) (flow.Source, *refusal) {
+func (t *target) source(s *running, req *http.Request) (flow.Source, *refusal) {
 	if t == nil {
-		return s, nil
+		return s.Session, nil
 	}
-	if b := t.bound.Load(); b != nil && b.session == s {
+	if b := t.bound.Load(); b != nil && b.session == s.Session { // never that of a key, see below
 		return b.source, nil
 	}
 	want := t.want
@@ -129,8 +129,10 @@ func (t *target) source(s *flow.Session, req *http.Request) (flow.Source, *refus
 	if err != nil {
 		return nil, noTarget(err)
 	}
-	if !t.dynamic {
-		t.bound.Store(&bound{s, src})
+	// Where each device has a session, the next request is another's: to keep one here
+	// would only keep it in memory. Each finds its own by itself.
+	if !t.dynamic && s.member.Load() == nil {
+		t.bound.Store(&bound{s.Session, src})
 	}
 	return src, nil
 }
@@ -139,7 +141,7 @@ func (t *target) source(s *flow.Session, req *http.Request) (flow.Source, *refus
 // token will do.
 func noTarget(err error) *refusal {
 	return &refusal{
-		http.StatusBadRequest, "unknown_api", "It is not clear which API this call is for",
+		http.StatusBadRequest, "unknown-api", "It is not clear which API this call is for",
 		"The audience, resource or scope of this site depends on the request, and this request has no usable value for it: " + clean(err.Error(), maxReason) + ".",
 	}
 }

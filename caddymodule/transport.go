@@ -61,8 +61,9 @@ type Transport struct {
 	forKey  string  // of a handler's announcement
 	guard   *keeper
 	pins    map[destination]struct{}
-	tlsName string // that every certificate is checked for; empty: the host dialed
-	ownHost bool   // the upstream's own name is set here, not by RequestHeaderOps
+	first   destination // of the pins
+	tlsName string      // that every certificate is checked for; empty: the host dialed
+	ownHost bool        // the upstream's own name is set here, not by RequestHeaderOps
 }
 
 // CaddyModule returns the Caddy module information.
@@ -98,6 +99,7 @@ func (t *Transport) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if proxy := proxyAround(ctx); proxy != nil {
+		lazyLog(proxy)
 		t.ownHost = proxy.Headers == nil || proxy.Headers.Request == nil
 	}
 	return t.pin(ctx)
@@ -158,7 +160,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return noAnswer(req, err)
 	}
 	s.tally.claim(vars)
-	src, no := t.target.source(s.Session, req)
+	src, no := t.target.source(s, req)
 	if announced, ok := vars[t.forKey].(flow.Source); ok && t.target == nil && isOf(announced, s.Session) {
 		src = announced
 	}

@@ -42,7 +42,7 @@ func TestAnotherAccountIsRefusedAndShown(t *testing.T) {
 	if p := c.problem(t); p.UserCode != "" || !strings.Contains(p.Detail, "Another account") {
 		t.Errorf("a caller is told %+v", p)
 	}
-	eventually(t, 10*time.Second, "the refused login is revoked", func() bool { return as.Stats().Revocations == 1 })
+	eventually(t, patience, "the refused login is revoked", func() bool { return as.Stats().Revocations == 1 })
 	if n := len(a.requests()); n != 0 {
 		t.Errorf("%d calls have left", n)
 	}
@@ -53,7 +53,7 @@ func TestAnotherAccountIsRefusedAndShown(t *testing.T) {
 	}
 
 	evaluate[chromedp.Void](t, tab, `document.querySelector('form[action$="login"] button').click()`)
-	eventually(t, 10*time.Second, "a new code", func() bool { return len(as.Pending()) == 1 })
+	eventually(t, patience, "a new code", func() bool { return len(as.Pending()) == 1 })
 	if err := as.Approve(as.Pending()[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestAnotherAccountIsRefusedAndShown(t *testing.T) {
 	}
 	calls := len(a.requests())
 	c.reload(t, onlyAlice("sub", "auth0|carol"))
-	eventually(t, 10*time.Second, "the login of another account is not used", func() bool { return c.status(t).State == "login_required" })
+	eventually(t, patience, "the login of another account is not used", func() bool { return c.status(t).State == "login_required" })
 	if st := c.status(t); st.Error == nil || st.Error.Code != "wrong_account" {
 		t.Errorf("the status is %+v", st)
 	}

@@ -56,6 +56,7 @@ var breakages = []breakage{
 // limitFiles bounds the size of the files that a running Caddy may write, in bytes.
 func limitFiles(t *testing.T, c *caddy, size string) {
 	t.Helper()
+	needLinux(t)
 	out, err := exec.Command("prlimit", "--pid", strconv.Itoa(c.cmd.Process.Pid), "--fsize="+size+":unlimited").CombinedOutput()
 	if err != nil {
 		t.Fatalf("prlimit: %v %s", err, out)
@@ -89,7 +90,7 @@ func TestStorageThatFailsCostsNoCall(t *testing.T) {
 			}
 			b.restore(t, c, folder)
 			// The pause between attempts is 30 s at most.
-			eventually(t, 45*time.Second, "the storage is in use again", func() bool { return c.status(t).State == "authorized" })
+			eventually(t, patience, "the storage is in use again", func() bool { return c.status(t).State == "authorized" })
 			calls.requireGood(t, "while the storage failed")
 			// A kill between a refresh and its save is another test's: this one comes just after both, when the next
 			// is far away.
@@ -125,11 +126,11 @@ func TestStartWithoutStorageAndServer(t *testing.T) {
 	down(as)
 	began := time.Now()
 	c.start(t)
-	c.reload(t, config+"# again\n")
+	c.reload(t, strings.Replace(config, "other site", "changed site", 1))
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("start and reload took %v", took)
 	}
-	if res := get(t, client(t), c.url2, ""); res.body != "other site" {
+	if res := get(t, client(t), c.url2, ""); res.body != "changed site" {
 		t.Errorf("the other site: %d %s", res.status, res.body)
 	}
 	if got := c.status(t).State; got != "unavailable" {
@@ -140,8 +141,8 @@ func TestStartWithoutStorageAndServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	up(as)
-	every(t, 250*time.Millisecond, 60*time.Second, "calls are served", func() bool { return get(t, client(t), c.url+"/", "").status == 200 })
-	eventually(t, 45*time.Second, "the login is stored", func() bool { return c.status(t).State == "authorized" })
+	every(t, 250*time.Millisecond, patience, "calls are served", func() bool { return get(t, client(t), c.url+"/", "").status == 200 })
+	eventually(t, patience, "the login is stored", func() bool { return c.status(t).State == "authorized" })
 	if saved, _ := recordAndLeftovers(t, folder); saved == "" {
 		t.Error("the login is not on disk")
 	}
@@ -199,13 +200,13 @@ func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.start(t)
-		every(t, 250*time.Millisecond, 30*time.Second, "calls are served all the same", func() bool {
+		every(t, 250*time.Millisecond, patience, "calls are served all the same", func() bool {
 			return get(t, client(t), c.url+"/", "").status == 200
 		})
 		if s := c.status(t); s.State != "authorized" {
 			t.Errorf("the login is not stored: %+v", s)
 		}
-		kept = filepath.Join(path+".refused", "sub", "kept")
+		kept = filepath.Join(path+".refused-folder", "sub", "kept")
 		if got, err := os.ReadFile(kept); err != nil || !bytes.Equal(got, good) {
 			t.Errorf("what was in the folder is gone: %v", err)
 		}
@@ -256,7 +257,7 @@ func TestDamagedRecordIsKeptAndAsksForALogin(t *testing.T) {
 func requireLoginAsked(t *testing.T, c *caddy) {
 	t.Helper()
 	state := ""
-	eventually(t, 10*time.Second, "the stored login has been read", func() bool {
+	eventually(t, patience, "the stored login has been read", func() bool {
 		state = c.status(t).State
 		return state != "unavailable"
 	})

@@ -85,12 +85,16 @@ func (c *caddy) start(t *testing.T) {
 		cmd = wrapped
 	}
 	c.process = startProcess(t, cmd)
-	eventually(t, 30*time.Second, "Caddy serves", func() bool {
+	eventually(t, patience, "Caddy serves", func() bool {
 		if !c.running() {
 			t.Fatalf("caddy run ended: %v", c.err)
 		}
 		return listening("127.0.0.1:" + c.port)
 	})
+	// Caddy starts its apps in any order, and says when it has started all of them, if its log is to be seen here.
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && !strings.Contains(c.output.String(), "serving initial configuration"); {
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 // kill ends it as a power cut does.
@@ -203,7 +207,7 @@ func (c *caddy) problem(t *testing.T) problem {
 func (c *caddy) callForCode(t *testing.T) problem {
 	t.Helper()
 	var p problem
-	every(t, 250*time.Millisecond, 20*time.Second, "a 503 with a user code", func() bool {
+	every(t, 250*time.Millisecond, patience, "a 503 with a user code", func() bool {
 		p = c.problem(t)
 		return p.UserCode != ""
 	})
@@ -222,7 +226,7 @@ func (c *caddy) login(t *testing.T) {
 // loginAt is login at one of several sites.
 func (c *caddy) loginAt(t *testing.T, url string) {
 	t.Helper()
-	every(t, 250*time.Millisecond, 30*time.Second, "a call is served by "+url, func() bool {
+	every(t, 250*time.Millisecond, patience, "a call is served by "+url, func() bool {
 		return get(t, client(t), url+"/", "").status == 200
 	})
 }

@@ -152,7 +152,7 @@ func callByWebSocket(t *testing.T, c *caddy, as *flowtest.Server) {
 func outlive(t *testing.T, as *flowtest.Server) {
 	t.Helper()
 	before := as.Stats().Refreshes
-	eventually(t, 30*time.Second, "two refreshes", func() bool { return as.Stats().Refreshes >= before+2 })
+	eventually(t, patience, "two refreshes", func() bool { return as.Stats().Refreshes >= before+2 })
 }
 
 // listenToEvents holds an event stream open while the token it was opened with is renewed and expires.

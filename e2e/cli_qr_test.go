@@ -119,6 +119,7 @@ func mustScan(t *testing.T, text string, in theme, want string, options ...strin
 // onTerminal is a command that runs on a terminal of its own.
 func onTerminal(t *testing.T, cmd *exec.Cmd) *exec.Cmd {
 	t.Helper()
+	needLinux(t) // elsewhere, script has other options
 	tool, err := exec.LookPath("script")
 	if err != nil {
 		missing(t, "a terminal needs the command script (Debian: bsdutils): %v", err)
@@ -198,9 +199,9 @@ func TestQRCodeInTheLogIsReadable(t *testing.T) {
 
 	c.order(t, "login")
 	first := c.status(t).Login
-	eventually(t, 10*time.Second, "the code is in the log", func() bool { return drawings() > 0 })
+	eventually(t, patience, "the code is in the log", func() bool { return drawings() > 0 })
 	polls := as.Stats().Polls
-	eventually(t, 20*time.Second, "some polls", func() bool { return as.Stats().Polls >= polls+3 })
+	eventually(t, patience, "some polls", func() bool { return as.Stats().Polls >= polls+3 })
 	c.reload(t, config+"\nhttp://:{$PORT2} {\n\tbind 127.0.0.1\n\trespond hello\n}\n")
 	c.callForCode(t)
 	if drawings() != 1 || warnings(first.UserCode) != 1 {
@@ -216,10 +217,10 @@ func TestQRCodeInTheLogIsReadable(t *testing.T) {
 	if err := as.Expire(first.UserCode); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, "the code ends", func() bool { return c.status(t).Login == nil })
+	eventually(t, patience, "the code ends", func() bool { return c.status(t).Login == nil })
 	c.order(t, "login")
 	second := c.status(t).Login
-	eventually(t, 10*time.Second, "the next code is in the log", func() bool { return drawings() == 2 })
+	eventually(t, patience, "the next code is in the log", func() bool { return drawings() == 2 })
 	mustScan(t, composeLogs(strings.TrimPrefix(c.output.String(), logs)), darkTerminal, second.VerificationURIComplete)
 	if err := as.Approve(second.UserCode); err != nil {
 		t.Fatal(err)

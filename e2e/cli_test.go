@@ -69,7 +69,7 @@ func (p *process) exitCode(t *testing.T) int {
 // printed waits until a command has printed something.
 func (p *process) printed(t *testing.T, what string) {
 	t.Helper()
-	eventually(t, 20*time.Second, "the command prints "+what, func() bool {
+	eventually(t, patience, "the command prints "+what, func() bool {
 		if !p.running() && !strings.Contains(p.output.String(), what) {
 			t.Fatalf("%q ended without %q:\n%s", p.cmd.Args, what, p.output.String())
 		}
@@ -302,7 +302,7 @@ func TestStringsOfTheServerSteerNoCommand(t *testing.T) {
 	check("a code", "AB", []string{"login", "--no-wait"}, status, list, once)
 	as.offer(evil, "https://login.example.com/", "https://login.example.com/?"+strings.Repeat("x", 300))
 	as.answer(map[string]any{"error": "EC" + evil, "error_description": "ED" + evil, "error_uri": evil})
-	eventually(t, 20*time.Second, "the login fails", func() bool { return c.status(t).Error != nil })
+	eventually(t, patience, "the login fails", func() bool { return c.status(t).Error != nil })
 	check("an error", "EDAB", status)
 	check("an error", "ED", list)
 	check("a new code", "AB", []string{"login"})

@@ -53,6 +53,7 @@ func (b *boot) login(t *testing.T) {
 	b.clock = newWallClock(t, b.c)
 	b.c.start(t)
 	b.c.login(t)
+	b.c.awaitStored(t)
 	if b.cut {
 		b.slowRefresh()(t)
 	} else {

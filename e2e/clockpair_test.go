@@ -80,6 +80,6 @@ func (c *caddy) launch(t *testing.T) (await func()) {
 	c.process = startProcess(t, c.command("run", "--config", c.file, "--adapter", "caddyfile"))
 	return func() {
 		t.Helper()
-		eventually(t, 30*time.Second, "Caddy serves", func() bool { return listening("127.0.0.1:" + c.port) })
+		eventually(t, patience, "Caddy serves", func() bool { return listening("127.0.0.1:" + c.port) })
 	}
 }

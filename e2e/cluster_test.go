@@ -143,6 +143,12 @@ func (i *issued) awaitSaved(t *testing.T, folder string, limit time.Duration) {
 	})
 }
 
+// awaitStored waits until a login is on disk. A token that is good for seconds is used before, if that takes long.
+func (c *caddy) awaitStored(t *testing.T) {
+	t.Helper()
+	eventually(t, patience, "the login is stored", func() bool { return recordHolds(filepath.Dir(recordsOf(c)), `"refresh_token"`) })
+}
+
 // recordHolds says whether a token is in the one login stored in a folder. Other files come and go while Caddies run.
 func recordHolds(folder, token string) bool {
 	records, err := filepath.Glob(filepath.Join(folder, "device_flow", "*.json"))

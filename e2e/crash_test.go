@@ -100,7 +100,7 @@ func crashLane(t *testing.T, lane int, random *rand.Rand, kills int, sum *crashe
 		codes := as.Stats().DeviceRequests
 
 		c.start(t)
-		every(t, 100*time.Millisecond, 15*time.Second, "after a kill "+moment+", calls are served or a login is asked for", func() bool {
+		every(t, 100*time.Millisecond, patience, "after a kill "+moment+", calls are served or a login is asked for", func() bool {
 			res := get(t, client(t), c.url+"/", "application/json")
 			// A token that has not lapsed is good for a moment even if no other can follow.
 			return res.status == 200 && !isLost || strings.Contains(res.body, `"user_code"`)
@@ -236,7 +236,7 @@ func TestFilesOfKilledWritesAreCleanedUp(t *testing.T) {
 	}
 	c.start(t)
 	c.login(t)
-	eventually(t, 10*time.Second, "the files of killed writes are gone", func() bool {
+	eventually(t, patience, "the files of killed writes are gone", func() bool {
 		_, leftovers := recordAndLeftovers(t, recordsOf(c))
 		return len(leftovers) == 0 || len(leftovers) == 1 && leftovers[0] == young
 	})

@@ -32,7 +32,7 @@ func startDemo(t *testing.T, flags ...string) *demo {
 	cmd := exec.Command(binary, append([]string{"--listen", listen}, flags...)...)
 	cmd.Dir, cmd.Env = d.home, environment(d.home)
 	d.process = startProcess(t, cmd)
-	eventually(t, 30*time.Second, "the demo serves", func() bool {
+	eventually(t, patience, "the demo serves", func() bool {
 		if !d.running() {
 			t.Fatalf("the demo ended: %v", d.err)
 		}
@@ -67,7 +67,7 @@ func TestDemoApprovesItself(t *testing.T) {
 	parallel(t, demoBinary)
 	d := startDemo(t, "--auto-approve", "--token-lifetime", "4s")
 	var first reply
-	every(t, 250*time.Millisecond, 15*time.Second, "the demo serves the API's answer", func() bool {
+	every(t, 250*time.Millisecond, patience, "the demo serves the API's answer", func() bool {
 		first = get(t, client(t), d.url+"/", "")
 		return first.status == 200
 	})

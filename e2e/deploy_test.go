@@ -242,7 +242,7 @@ func TestPrometheusFollowsALogin(t *testing.T) {
 	cmd.Dir, cmd.Env = home, environment(home)
 	startProcess(t, cmd)
 	prometheus := "http://127.0.0.1:" + port
-	eventually(t, 30*time.Second, "Prometheus answers", func() bool { return listening("127.0.0.1:" + port) })
+	eventually(t, patience, "Prometheus answers", func() bool { return listening("127.0.0.1:" + port) })
 
 	// ask asks Prometheus's API; what it says is in into, and whether there is an answer yet, the result.
 	ask := func(path string, into any) bool {
@@ -284,12 +284,12 @@ func TestPrometheusFollowsALogin(t *testing.T) {
 		}
 		return state, healthy
 	}
-	eventually(t, 30*time.Second, "each rule is evaluated, and the need for a login noticed", func() bool {
+	eventually(t, patience, "each rule is evaluated, and the need for a login noticed", func() bool {
 		state, healthy := rule("DeviceFlowLoginNeeded")
 		return healthy && state == "pending"
 	})
 	c.login(t)
-	eventually(t, 30*time.Second, "the alert is gone after the login", func() bool {
+	eventually(t, patience, "the alert is gone after the login", func() bool {
 		state, healthy := rule("DeviceFlowLoginNeeded")
 		return healthy && state == "inactive"
 	})
@@ -306,7 +306,7 @@ func TestPrometheusFollowsALogin(t *testing.T) {
 					Value  [2]any
 				}
 			}
-			eventually(t, 20*time.Second, "an answer to "+target.Expr, func() bool {
+			eventually(t, patience, "an answer to "+target.Expr, func() bool {
 				return ask("/api/v1/query?query="+url.QueryEscape(grafana.Replace(target.Expr)), &result) && len(result.Result) > 0
 			})
 			for _, m := range regexp.MustCompile(`\{\{(\w+)\}\}`).FindAllStringSubmatch(target.LegendFormat, -1) {

@@ -48,7 +48,7 @@ func (c *caddy) call(t *testing.T, device string) reply {
 // codeOf has a device call, and reads its code as a person does, on the page that the answer names.
 func (c *caddy) codeOf(t *testing.T, device string) (session string, p problem) {
 	t.Helper()
-	every(t, 100*time.Millisecond, 20*time.Second, "a code for "+device, func() bool {
+	every(t, 100*time.Millisecond, patience, "a code for "+device, func() bool {
 		p = problem{}
 		res := c.call(t, device)
 		if err := json.Unmarshal([]byte(res.body), &p); err != nil || res.status != 503 {
@@ -66,7 +66,7 @@ func (c *caddy) codeOf(t *testing.T, device string) (session string, p problem) 
 // served waits until the calls of a device are.
 func (c *caddy) served(t *testing.T, device string) {
 	t.Helper()
-	every(t, 100*time.Millisecond, 20*time.Second, "calls of "+device+" are served", func() bool { return c.call(t, device).status == 200 })
+	every(t, 100*time.Millisecond, patience, "calls of "+device+" are served", func() bool { return c.call(t, device).status == 200 })
 }
 
 // witness is an API that notes whose token a device comes with.

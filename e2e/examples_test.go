@@ -102,7 +102,7 @@ func TestExampleComposed(t *testing.T) {
 		t.Error("an API was called without a token")
 	}
 	code := ""
-	eventually(t, 20*time.Second, "the page shows a code", func() bool {
+	eventually(t, patience, "the page shows a code", func() bool {
 		if s := c.status(t); s.Login != nil {
 			code = s.Login.UserCode
 		}
@@ -143,7 +143,7 @@ func TestExampleLANPage(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:"+c.port2)
 		},
 	}
-	eventually(t, 20*time.Second, "the page has its certificate", func() bool {
+	eventually(t, patience, "the page has its certificate", func() bool {
 		conn, err := tls.Dial("tcp", "127.0.0.1:"+c.port2, &tls.Config{ServerName: name, InsecureSkipVerify: true})
 		if err != nil {
 			return false
@@ -178,9 +178,7 @@ func TestExampleCompose(t *testing.T) {
 	c.writeFile(t, "encryption_key", "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=\n")
 	c.start(t)
 	p := c.callForCode(t)
-	if out := c.output.String(); !strings.Contains(out, "█") {
-		t.Error("the log shows no QR code")
-	}
+	eventually(t, patience, "a QR code in the log", func() bool { return strings.Contains(c.output.String(), "█") })
 	if err := as.Approve(p.UserCode); err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +280,7 @@ func TestExampleOneLoginPerDevice(t *testing.T) {
 	}
 	codes := map[string]bool{}
 	for _, device := range []string{"scanner-7", "scanner-8"} {
-		eventually(t, 20*time.Second, device+" is told its code", func() bool {
+		eventually(t, patience, device+" is told its code", func() bool {
 			var p problem
 			if res := call(device); json.Unmarshal([]byte(res.body), &p) != nil || res.status != http.StatusServiceUnavailable {
 				t.Fatalf("%s: %d %s", device, res.status, res.body)
@@ -298,7 +296,7 @@ func TestExampleOneLoginPerDevice(t *testing.T) {
 	}
 	as.ApproveAll()
 	for _, device := range []string{"scanner-7", "scanner-8"} {
-		eventually(t, 20*time.Second, device+" is served", func() bool { return call(device).status == http.StatusOK })
+		eventually(t, patience, device+" is served", func() bool { return call(device).status == http.StatusOK })
 	}
 	if got := len(a.tokens()); got != 2 {
 		t.Errorf("the API saw %d tokens, want 2", got)

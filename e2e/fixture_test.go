@@ -63,7 +63,7 @@ func TestProviderFixtureIsADeviceFlowServer(t *testing.T) {
 	if !p.valid(first.AccessToken) || p.valid("not a token") {
 		t.Fatal("the fixture cannot tell a good token from a bad one")
 	}
-	every(t, 200*time.Millisecond, 10*time.Second, "the access token expires", func() bool { return !p.valid(first.AccessToken) })
+	every(t, 200*time.Millisecond, patience, "the access token expires", func() bool { return !p.valid(first.AccessToken) })
 
 	refresh := func(token string) (next tokenResponse) {
 		t.Helper()
@@ -81,7 +81,7 @@ func TestProviderFixtureIsADeviceFlowServer(t *testing.T) {
 		t.Fatalf("a used refresh token: %q, want invalid_grant", again.Error)
 	}
 
-	eventually(t, 5*time.Second, "the fixture has counted all that", func() bool {
+	eventually(t, patience, "the fixture has counted all that", func() bool {
 		return p.deviceRequests() == 1 && p.refreshes() == 2 && p.failedRefreshes() == 1
 	})
 }

@@ -21,6 +21,7 @@ import (
 // viewers is how many open the status page's stream, as far as this machine gives files to one process.
 func viewers(t *testing.T) int {
 	t.Helper()
+	needLinux(t)
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
@@ -102,7 +103,7 @@ func TestViewersWhoNeverReadHoldUpNobody(t *testing.T) {
 	}
 	refreshes := as.Stats().Refreshes
 	loud := latencies(t, c.url+"/", calls)
-	eventually(t, 20*time.Second, "the login is renewed beside all that", func() bool { return as.Stats().Refreshes > refreshes })
+	eventually(t, patience, "the login is renewed beside all that", func() bool { return as.Stats().Refreshes > refreshes })
 	if got := c.status(t).State; got != "authorized" {
 		t.Errorf("the state is %q", got)
 	}
@@ -139,7 +140,7 @@ func TestViewersWhoNeverReadHoldUpNobody(t *testing.T) {
 	}
 
 	closeAll()
-	eventually(t, 30*time.Second, "an honest viewer gets a stream again", func() bool {
+	eventually(t, patience, "an honest viewer gets a stream again", func() bool {
 		res, err := client(t).Get(c.url + "/.device-flow/events")
 		if err != nil {
 			t.Fatal(err)
@@ -148,7 +149,7 @@ func TestViewersWhoNeverReadHoldUpNobody(t *testing.T) {
 		return res.StatusCode == http.StatusOK
 	})
 	var after held
-	eventually(t, 30*time.Second, "what the viewers held is free again", func() bool {
+	eventually(t, patience, "what the viewers held is free again", func() bool {
 		after = c.holds(t)
 		return after.goroutines <= before.goroutines+20 && after.files <= before.files+20 && after.heap <= before.heap+8<<10
 	})

@@ -119,7 +119,7 @@ func TestABrowserOnTheProxyItselfNeedsNoSetting(t *testing.T) {
 // comesTo is waitFor for a tab that may be on its way to another page.
 func comesTo(t *testing.T, tab context.Context, script string) {
 	t.Helper()
-	eventually(t, 30*time.Second, script, func() bool {
+	eventually(t, patience, script, func() bool {
 		ctx, cancel := context.WithTimeout(tab, 10*time.Second)
 		defer cancel()
 		yes, err := chromedp.Run(ctx, chromedp.Evaluate[bool](script))
@@ -173,13 +173,13 @@ func TestStatusPageInABrowserNeedsNoSetting(t *testing.T) {
 
 		codes := v.as.Stats().DeviceRequests
 		submit(t, tab)
-		eventually(t, 10*time.Second, "the form on "+host+" has asked for a code", func() bool { return v.as.Stats().DeviceRequests == codes+1 })
+		eventually(t, patience, "the form on "+host+" has asked for a code", func() bool { return v.as.Stats().DeviceRequests == codes+1 })
 		code := pendingCode(t, v)
 		comesTo(t, tab, fmt.Sprintf(`document.body?.innerText.includes(%q) === true`, code))
 		if err := v.as.Approve(code); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 20*time.Second, "the new login is there", func() bool { return v.status(t).Login == nil })
+		eventually(t, patience, "the new login is there", func() bool { return v.status(t).Login == nil })
 	}
 }
 

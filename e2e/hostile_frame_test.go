@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -23,7 +22,7 @@ func TestTheStatusPageIsNobodysFrame(t *testing.T) {
 		waitFor(t, tab, `document.querySelector('a.address') !== null`)
 		evaluate[chromedp.Void](t, tab, `document.querySelector('a.address').click()`)
 		var visit flowtest.Request
-		eventually(t, 20*time.Second, "the login server's page is opened", func() bool {
+		eventually(t, patience, "the login server's page is opened", func() bool {
 			for _, r := range v.as.Requests() {
 				if r.Step == flowtest.Page && r.Header.Get("Sec-Fetch-Mode") == "navigate" {
 					visit = r

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/chromedp/chromedp"
 )
@@ -57,7 +56,7 @@ func (v *victim) stormLogin(t *testing.T, browser context.Context, name, evilPor
 	p := places[slices.IndexFunc(places, func(p place) bool { return p.name == name })]
 	before := v.answers()
 	token := v.formToken(t)
-	eventually(t, 10*time.Second, "the access log shows that", func() bool { return len(v.answers()) > len(before) })
+	eventually(t, patience, "the access log shows that", func() bool { return len(v.answers()) > len(before) })
 	before = v.answers()
 	tab := newTab(t, browser)
 	v.rebind.bind(false)
@@ -67,7 +66,7 @@ func (v *victim) stormLogin(t *testing.T, browser context.Context, name, evilPor
 	evaluate[chromedp.Void](t, tab, fmt.Sprintf("void attackLogin(%q, %q, %q)", "http://"+p.target+":"+v.port+statusPath, v.admin, token))
 	waitFor(t, tab, "window.ended === true")
 	sent := evaluate[int](t, tab, "sent")
-	eventually(t, 10*time.Second, "all has arrived", func() bool { return len(v.answers())-len(before) >= sent })
+	eventually(t, patience, "all has arrived", func() bool { return len(v.answers())-len(before) >= sent })
 	evaluate[chromedp.Void](t, tab, "finish()")
 
 	counts := map[string]int{}
@@ -142,6 +141,8 @@ func replayForm(t *testing.T, v *victim) {
 	old := v.formToken(t)
 	v.stop(t, syscall.SIGTERM)
 	v.start(t)
+	// Until then the page says that it is starting, and has no form.
+	eventually(t, patience, "the stored login is read", func() bool { return v.sessions(t)["default"].State == "authorized" })
 	token := v.formToken(t)
 	if token == old {
 		t.Fatal("a new process takes the form tokens of the last one")

@@ -209,6 +209,11 @@ func TestPreflightsOfOtherOriginsComeToNothing(t *testing.T) {
 	guarded, unguarded := startVictim(t, caddyBinary), startVictim(t, unguardedBinary)
 	guarded.login(t)
 	unguarded.login(t)
+	for v, want := range map[*victim]int{guarded: 0, unguarded: 1} {
+		if n := strings.Count(v.output.String(), "the guard is off"); n != want {
+			t.Errorf("%d lines of the log say that there is no guard, want %d", n, want)
+		}
+	}
 	before := guarded.api.total()
 	ask := func(v *victim, path, origin string, header ...string) reply {
 		t.Helper()

@@ -334,7 +334,7 @@ func TestAddressesOfTheServerAreNotOpened(t *testing.T) {
 		evaluate[chromedp.Void](t, tab, "document.getElementById('copy').click()") // the script is alive
 		waitFor(t, tab, "/copied/i.test(document.getElementById('copy').textContent)")
 		as.answer(map[string]any{"error": "expired_token"})
-		eventually(t, 20*time.Second, "the code ends", func() bool { return c.status(t).Login == nil })
+		eventually(t, patience, "the code ends", func() bool { return c.status(t).Login == nil })
 	}
 }
 
@@ -385,7 +385,7 @@ func TestStringsOfTheServerSteerNothing(t *testing.T) {
 		t.Error("the log does not name the code")
 	}
 	as.answer(map[string]any{"error": "EC" + evil, "error_description": "ED" + evil, "error_uri": evil})
-	eventually(t, 20*time.Second, "the login fails", func() bool { return c.status(t).Error != nil })
+	eventually(t, patience, "the login fails", func() bool { return c.status(t).Error != nil })
 	check("an error", "ECAB[2J", "EDAB[2J")
 	as.offer("code", "https://login.example.com/", "")
 	c.order(t, "login")

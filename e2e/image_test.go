@@ -107,7 +107,7 @@ func (c *container) startContainer(t *testing.T, i imageConfig) {
 		t.Fatalf("buildah config: %v\n%s", err, out)
 	}
 	c.process = startProcess(t, c.inside(t, append(i.Docker.Config.Entrypoint, i.Docker.Config.Cmd...)...))
-	eventually(t, 30*time.Second, "Caddy serves in the container", func() bool {
+	eventually(t, patience, "Caddy serves in the container", func() bool {
 		if !c.running() {
 			t.Fatalf("the container ended: %v", c.err)
 		}

@@ -91,17 +91,17 @@ func TestCrowdAtTheInstantOfExpiryCostsOneRefresh(t *testing.T) {
 	c := startCaddy(t, crowdConfig, as.Issuer(), a.URL)
 	hc := client(t)
 	status := func() int { return get(t, hc, c.url+"/", "").status }
-	eventually(t, 20*time.Second, "the login is there", func() bool { return status() == http.StatusOK })
+	eventually(t, patience, "the login is there", func() bool { return status() == http.StatusOK })
 
 	const latency = time.Second
 	as.ScriptAlways(flowtest.Refresh, flowtest.Response{Status: http.StatusServiceUnavailable})
-	eventually(t, 20*time.Second, "the token has lapsed", func() bool { return status() == http.StatusServiceUnavailable })
+	eventually(t, patience, "the token has lapsed", func() bool { return status() == http.StatusServiceUnavailable })
 	before := as.Stats().Refreshes
 	as.SetConfig(func(cfg *flowtest.Config) { cfg.AccessTokenLifetime = time.Hour })
 	attempts := as.Count(flowtest.Refresh)
 	as.Unscript(flowtest.Refresh)
 	as.Script(flowtest.Refresh, flowtest.Response{Pass: true, Delay: latency})
-	eventually(t, 20*time.Second, "the refresh is under way", func() bool { return as.Count(flowtest.Refresh) > attempts })
+	eventually(t, patience, "the refresh is under way", func() bool { return as.Count(flowtest.Refresh) > attempts })
 
 	took, got := rush(t, c.url+"/")
 	t.Logf("%d calls: median %v, p99 %v, most %v; the server took %v", crowd, took[crowd/2], took[crowd*99/100], took[crowd-1], latency)
@@ -121,9 +121,9 @@ func TestCrowdDuringAnOutageCostsNoMoreThanNobody(t *testing.T) {
 	c := startCaddy(t, crowdConfig, as.Issuer(), a.URL)
 	hc := client(t)
 	status := func() int { return get(t, hc, c.url+"/", "").status }
-	eventually(t, 20*time.Second, "the login is there", func() bool { return status() == http.StatusOK })
+	eventually(t, patience, "the login is there", func() bool { return status() == http.StatusOK })
 	as.ScriptAlways(flowtest.Refresh, flowtest.Response{Status: http.StatusServiceUnavailable})
-	eventually(t, 20*time.Second, "the token has lapsed", func() bool { return status() == http.StatusServiceUnavailable })
+	eventually(t, patience, "the token has lapsed", func() bool { return status() == http.StatusServiceUnavailable })
 
 	calls := len(a.requests())
 	for range 2 {

@@ -49,7 +49,7 @@ func TestLoginThenEveryCallIsAuthenticated(t *testing.T) {
 	// Not in the middle of a refresh: the answer that is on its way then holds the only good refresh token, and no
 	// client could keep it.
 	before := c.status(t).Token.ExpiresAt
-	eventually(t, 20*time.Second, "a renewed token", func() bool { return c.status(t).Token.ExpiresAt.After(before) })
+	eventually(t, patience, "a renewed token", func() bool { return c.status(t).Token.ExpiresAt.After(before) })
 	c.kill(t)
 	refreshed := p.refreshes()
 	c.start(t)

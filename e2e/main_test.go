@@ -111,6 +111,17 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
+// needLinux ends a test that looks into /proc, or uses a tool as Linux has it, as missing does.
+func needLinux(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		missing(t, "this test needs Linux")
+	}
+}
+
+// patience is for what is sure to happen, if later on a busy machine. A test that means a certain time names it.
+const patience = time.Minute
+
 // eventually waits for something that another process does.
 func eventually(t *testing.T, limit time.Duration, what string, done func() bool) {
 	t.Helper()

@@ -111,6 +111,10 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 	parallel(t, notifyBinary)
 	as := startAS(t, time.Hour, byHand)
 	a := startAPI(t, as.ValidToken)
+	// Notices are told side by side: each is to be one write.
+	const collector = `#!/bin/sh
+notice=$(cat) && printf '%s\n' "$notice" >>events
+`
 	const collect = "{\n\tevents {\n\t\ton * notify ./collect.sh\n\t}\n}\n"
 	c := newCaddy(t, collect+site("device", "openid profile offline_access")+
 		strings.ReplaceAll(perDevice("device", "openid profile offline_access", ""), "{$PORT}", "{$PORT2}"), as.Issuer(), a.URL)
@@ -119,7 +123,7 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.binary = binary
-	if err := os.WriteFile(filepath.Join(c.home, "collect.sh"), []byte("#!/bin/sh\ncat >>events && echo >>events\n"), 0o700); err != nil {
+	if err := os.WriteFile(filepath.Join(c.home, "collect.sh"), []byte(collector), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	c.start(t)
@@ -132,7 +136,7 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 	if err := as.Deny(c.callForCode(t).UserCode); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the login has failed", func() bool { return c.sessions(t)["default"].State == "login_required" })
+	eventually(t, patience, "the login has failed", func() bool { return c.sessions(t)["default"].State == "login_required" })
 	order("login")
 	as.ApproveAll()
 	c.login(t)
@@ -140,7 +144,7 @@ func TestDocumentedEventsAreTheRealOnes(t *testing.T) {
 	as.Script(flowtest.Refresh, flowtest.ErrorResponse(http.StatusServiceUnavailable, "temporarily_unavailable"))
 	order("refresh")
 	order("logout")
-	every(t, 100*time.Millisecond, 10*time.Second, "a device has a code", func() bool {
+	every(t, 100*time.Millisecond, patience, "a device has a code", func() bool {
 		r, err := http.NewRequest(http.MethodGet, c.url2+"/", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -199,7 +203,7 @@ func TestDocumentedProbesKnowWaitingFromDead(t *testing.T) {
 		t.Helper()
 		hc := client(t)
 		var health reply
-		every(t, 20*time.Millisecond, 20*time.Second, "the state "+state, func() bool {
+		every(t, 20*time.Millisecond, patience, "the state "+state, func() bool {
 			health = get(t, hc, c.url+healthz, "*/*")
 			return strings.TrimSpace(health.body) == state
 		})

@@ -55,7 +55,7 @@ func (w *webhook) received() []string {
 // await waits for the n-th notice and returns it.
 func (w *webhook) await(t *testing.T, n int) string {
 	t.Helper()
-	eventually(t, 20*time.Second, "one more notice", func() bool { return len(w.received()) >= n })
+	eventually(t, patience, "one more notice", func() bool { return len(w.received()) >= n })
 	return w.received()[n-1]
 }
 
@@ -248,7 +248,7 @@ func TestAWebhookThatIsDownHoldsNothingUp(t *testing.T) {
 	c := startNotifying(t, as.Issuer(), a.URL, ownProxy(t, exampleFile(t, "examples/notify/Caddyfile")),
 		"NOTIFY_URL=http://127.0.0.1:"+freePort(t)+"/T0-secret")
 	c.login(t)
-	eventually(t, 20*time.Second, "the log tells of the notice that failed", func() bool {
+	eventually(t, patience, "the log tells of the notice that failed", func() bool {
 		return strings.Contains(c.output.String(), "notify: ./notify.sh: exit status 7")
 	})
 	if strings.Contains(c.output.String(), "T0-secret") {

@@ -192,12 +192,12 @@ func startStage(t *testing.T) *stage {
 	}
 	for _, s := range st.scenes {
 		if s.then != nil {
-			eventually(t, 20*time.Second, s.name+": somebody is logged in", func() bool { return st.now(s).State == "authorized" })
+			eventually(t, patience, s.name+": somebody is logged in", func() bool { return st.now(s).State == "authorized" })
 			s.then(st, s)
 		}
 	}
 	for _, s := range st.scenes {
-		eventually(t, 20*time.Second, s.name+": the session is "+s.state, func() bool {
+		eventually(t, patience, s.name+": the session is "+s.state, func() bool {
 			s.shown = st.now(s)
 			return s.shown.State == s.state && (s.ready == nil || s.ready(s.shown))
 		})

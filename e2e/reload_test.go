@@ -195,7 +195,7 @@ func TestReloadDuringARefreshIsOneRefresh(t *testing.T) {
 			hc := client(t)
 			early := make(chan string, 1)
 			go func() { early <- call(hc, c.url+"/") }()
-			eventually(t, 5*time.Second, "a refresh is under way", func() bool { return as.Count(flowtest.Refresh) == 1 })
+			eventually(t, patience, "a refresh is under way", func() bool { return as.Count(flowtest.Refresh) == 1 })
 			began := time.Now()
 			c.load(t, next)
 			took := time.Since(began)

@@ -85,7 +85,7 @@ func TestSecretsAppearNowhere(t *testing.T) {
 	// A code is out, and a poll for it fails with an answer that holds what it was asked with.
 	as.Script(flowtest.Poll, fail(503, "temporarily_unavailable"))
 	_ = c.callForCode(t)
-	eventually(t, 10*time.Second, "a poll has failed", func() bool { return as.Count(flowtest.Poll) > 0 })
+	eventually(t, patience, "a poll has failed", func() bool { return as.Count(flowtest.Poll) > 0 })
 	read("pending")
 	as.ApproveAll()
 	c.login(t)

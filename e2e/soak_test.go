@@ -18,6 +18,7 @@ type held struct{ goroutines, files, heap int }
 // holds measures a Caddy by its admin API, after a garbage collection; the heap is in KiB.
 func (c *caddy) holds(t *testing.T) held {
 	t.Helper()
+	needLinux(t)
 	var h held
 	heap := c.ask(t, http.MethodGet, "/debug/pprof/heap?debug=1&gc=1").body
 	if _, rest, ok := strings.Cut(heap, "# HeapAlloc = "); !ok {

@@ -78,7 +78,7 @@ func TestStorageMovesToAnotherMachine(t *testing.T) {
 			}
 			if sealed {
 				c := begin('x')
-				eventually(t, 10*time.Second, "the stored login has been read", func() bool { return c.status(t).State != "unavailable" })
+				eventually(t, patience, "the stored login has been read", func() bool { return c.status(t).State != "unavailable" })
 				for range 5 {
 					if p := c.problem(t); p.State != "misconfigured" || !strings.Contains(p.Detail, "encryption_key") {
 						t.Errorf("with another key: %+v", p)
@@ -138,7 +138,7 @@ func TestKeyRotatesByAReload(t *testing.T) {
 	c.writeFile(t, "old", base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32))))
 	c.writeKey(t, 'n')
 	c.reload(t, strings.Replace(keyedSite(), "/key}", "/key} {file.{$HOME}/old}", 1))
-	eventually(t, 10*time.Second, "the record is sealed anew", func() bool { return record() != before })
+	eventually(t, patience, "the record is sealed anew", func() bool { return record() != before })
 	c.kill(t)
 	c.write(t, keyedSite()) // the old key is gone for good
 	c.start(t)

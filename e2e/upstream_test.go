@@ -180,7 +180,7 @@ http://:{$PORT2} {
 `, as.URL, a.URL)
 	_ = c.problem(t)
 	var s status
-	eventually(t, 10*time.Second, "the session is misconfigured", func() bool {
+	eventually(t, patience, "the session is misconfigured", func() bool {
 		s = c.status(t)
 		return s.State == "misconfigured"
 	})

@@ -76,6 +76,12 @@ func (s *Session) claimRefresh(gone claim) {
 		case s.rec.claim.by != s.id:
 			s.letGo()
 			s.trade(sl)
+		case s.leaves(sl, time.Now()): // as the store has told just now
+			s.letGo()
+			if sl != nil {
+				sl.turn = 0
+				sl.publish()
+			}
 		default:
 			s.refresh.nextBeat = time.Now().Add(s.claimBeat())
 			s.refresh.waited = s.save.running

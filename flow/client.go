@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -22,14 +21,7 @@ const (
 	opUserInfo  = "userinfo"
 )
 
-const (
-	grantDeviceCode = "urn:ietf:params:oauth:grant-type:device_code" // RFC 8628 §3.4
-	maxBody         = 1 << 20                                        // after decompression
-	exchangeTimeout = 30 * time.Second                               // one exchange, body included
-	// A refresh has more time: nobody waits for it, and an answer that is given
-	// up on may have been the one with the new refresh token.
-	refreshTimeout = time.Minute
-)
+const grantDeviceCode = "urn:ietf:params:oauth:grant-type:device_code" // RFC 8628 §3.4
 
 // client talks to one authorization server: one method, one HTTP exchange (and
 // discovery before the first). It decides nothing and keeps nothing but the
@@ -40,107 +32,11 @@ type client struct {
 	storageKey  string // of the record
 	kin         *Kin
 	loads       *atomic.Int32 // reads of the store that are under way
+	locks       *atomic.Int32 // attempts to lock it that are
 }
 
 func newClient(cfg Config, fingerprint string) *client {
 	return &client{Config: cfg, fingerprint: fingerprint, storageKey: recordKey(cfg.StorageName, fingerprint)}
-}
-
-// answer is a response that has been read.
-type answer struct {
-	status  int
-	header  http.Header
-	fields  fields
-	ok      bool // fields could be decoded
-	at      time.Time
-	secrets []Secret // to be scrubbed from texts
-	body    []byte
-	hint    string // what to try if it refuses the client
-}
-
-// exchange sends req and reads the answer. It follows no redirect, since it
-// would carry codes and secrets elsewhere, and reads at most maxBody. The error
-// is an *Error, of KindTemporary unless it is about the configured headers.
-func (c *client) exchange(req *http.Request, op string) (*answer, error) {
-	timeout := exchangeTimeout
-	if op == opRefresh {
-		timeout = refreshTimeout
-	}
-	ctx, cancel := context.WithTimeout(req.Context(), timeout)
-	defer cancel()
-	req = req.WithContext(ctx)
-	req.Header.Set("Accept", "application/json")
-	secrets, err := c.addHeaders(ctx, op, req.Header)
-	if err != nil {
-		return nil, err
-	}
-	if req.Header.Get("User-Agent") == "" {
-		req.Header.Set("User-Agent", "caddy-deviceflow")
-	}
-
-	resp, err := c.HTTP.RoundTrip(req)
-	if err != nil {
-		return nil, unreachable(op, req, timeout, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err != nil {
-		return nil, unreachable(op, req, timeout, fmt.Errorf("reading the answer: %w", err))
-	}
-	if len(body) > maxBody {
-		return nil, &Error{
-			Kind: KindTemporary, Op: op, Code: CodeInvalidResponse, Status: resp.StatusCode,
-			Description: "the answer is larger than 1 MiB",
-		}
-	}
-	a := &answer{status: resp.StatusCode, header: resp.Header, at: time.Now(), body: body, secrets: secrets}
-	a.fields, a.ok = decodeFields(resp.Header.Get("Content-Type"), body)
-	return a, nil
-}
-
-func unreachable(op string, req *http.Request, timeout time.Duration, err error) *Error {
-	// A *url.Error would repeat the URL; name the host alone.
-	if ue, ok := errors.AsType[*url.Error](err); ok {
-		err = ue.Err
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %s", timeout)
-	}
-	return &Error{Kind: KindTemporary, Op: op, Code: CodeUnreachable, Err: fmt.Errorf("%s: %w", req.URL.Host, err)}
-}
-
-// failure is the error that an answer means.
-func (a *answer) failure(op string) *Error {
-	e := &Error{Op: op, Status: a.status, RetryAfter: retryAfter(a.header, a.at)}
-	if a.ok {
-		code, description := a.fields.errorCode(a.status)
-		e.Code = clean(scrub(code, a.secrets...), 64)
-		e.Description = clean(scrub(description, a.secrets...), 200)
-		e.Interval, _ = a.fields.seconds(maxCodeLifetime, "interval")
-	}
-	e.Kind = classify(op, e.Code, a.status)
-	if a.status >= 300 && a.status < 400 {
-		e.Kind, e.Code, e.Description = KindConfiguration, CodeConfiguration, "the endpoint redirects, and redirects are not followed; check its URL"
-	}
-	if e.Code == "" {
-		e.Code = codeOfStatus(a.status)
-	}
-	if e.Kind == KindConfiguration && refusesClient(e.Code, a.status) {
-		e.Hint = a.hint
-	}
-	return e
-}
-
-// codeOfStatus names an error that the server did not: the standard's names where
-// the status says that it is in trouble (RFC 6749 §4.1.2.1).
-func codeOfStatus(status int) string {
-	switch {
-	case status == http.StatusServiceUnavailable, status == http.StatusTooManyRequests:
-		return "temporarily_unavailable"
-	case status >= 500:
-		return "server_error"
-	}
-	return CodeInvalidResponse
 }
 
 // form makes a POST of params to endpoint, one of e, with the client's
@@ -166,7 +62,7 @@ func (c *client) form(ctx context.Context, op string, e Endpoints, endpoint stri
 		return nil, err
 	}
 	a.secrets = append(a.secrets, secrets...)
-	a.hint = c.authHint()
+	a.hint = func() string { return c.authHint(ctx, op) }
 	return a, nil
 }
 
@@ -180,7 +76,7 @@ type deviceCode struct {
 
 // authorize asks for a code (RFC 8628 §3.1), with PKCE where that is wanted.
 func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
-	e, err := c.endpoints(ctx)
+	e, err := c.endpoints(ctx, opDevice)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +87,7 @@ func (c *client) authorize(ctx context.Context) (*deviceCode, error) {
 		return nil, missingEndpoint(opDevice, "token_endpoint")
 	}
 	d, err := c.askCode(ctx, e, c.PKCE)
-	if c.PKCE || !c.wantsPKCE(err) {
+	if c.PKCE || !c.wantsPKCE(ctx, err) {
 		return d, err
 	}
 	d, again := c.askCode(ctx, e, true)
@@ -233,15 +129,24 @@ func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCo
 			VerificationURIComplete: f.text("verification_uri_complete", "verification_url_complete"),
 		},
 	}
-	for _, member := range []struct{ name, value string }{
-		{"device_code", d.code.Reveal()}, {"user_code", d.login.UserCode}, {"verification_uri", d.login.VerificationURI},
+	for _, member := range []struct {
+		name, value string
+		most        int
+	}{
+		{"device_code", d.code.Reveal(), maxCode}, {"user_code", d.login.UserCode, maxUserCode}, {"verification_uri", d.login.VerificationURI, maxURI},
 	} {
-		if member.value == "" {
-			return nil, &Error{
-				Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status,
-				Description: "the answer has no " + member.name,
-			}
+		e := &Error{Kind: KindTemporary, Op: opDevice, Code: CodeInvalidResponse, Status: a.status}
+		switch {
+		case member.value == "":
+			e.Description = "the answer has no " + member.name
+			return nil, e
+		case len(member.value) > member.most:
+			e.Description = fmt.Sprintf("the %s of the answer is longer than %d bytes", member.name, member.most)
+			return nil, e
 		}
+	}
+	if len(d.login.VerificationURIComplete) > maxURI {
+		d.login.VerificationURIComplete = "" // the other one does
 	}
 	lifetime, ok := f.seconds(maxCodeLifetime, "expires_in", "expire_in")
 	if !ok {
@@ -251,16 +156,20 @@ func (c *client) askCode(ctx context.Context, e Endpoints, pkce bool) (*deviceCo
 	if d.interval, ok = f.seconds(maxCodeLifetime, "interval"); !ok {
 		d.interval = defaultInterval
 	}
-	// An interval of a year would mean that nobody can ever log in, one of a
+	// RFC 8628 §3.5 has the client wait as long as the server says. But an interval
+	// beyond the code's own end would mean that nobody can ever log in, and one of a
 	// microsecond would be a loop.
-	d.interval = max(min(d.interval, max(lifetime/3, defaultInterval)), minInterval)
+	if d.interval >= lifetime {
+		d.interval = min(d.interval, max(lifetime/3, defaultInterval))
+	}
+	d.interval = max(d.interval, minInterval)
 	return d, nil
 }
 
 // poll asks once whether the login has been approved (RFC 8628 §3.4). verifier is
 // empty unless the code was asked for with PKCE.
 func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error) {
-	e, err := c.endpoints(ctx)
+	e, err := c.endpoints(ctx, opPoll)
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +189,7 @@ func (c *client) poll(ctx context.Context, code, verifier Secret) (*grant, error
 // refresh trades a refresh token for an access token (RFC 6749 §6), that of the
 // login itself if want is zero.
 func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, error) {
-	e, err := c.endpoints(ctx)
+	e, err := c.endpoints(ctx, opRefresh)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +216,7 @@ func (c *client) refresh(ctx context.Context, token Secret, want Want) (*grant, 
 // revoke ends a token at the server (RFC 7009). A server without the endpoint
 // has nothing to revoke; that is no error.
 func (c *client) revoke(ctx context.Context, token Secret, hint string) error {
-	e, err := c.endpoints(ctx)
+	e, err := c.endpoints(ctx, opRevoke)
 	if err != nil {
 		return err
 	}
@@ -327,7 +236,7 @@ func (c *client) revoke(ctx context.Context, token Secret, hint string) error {
 // userInfo asks who the token belongs to (OpenID Connect Core §5.3). It returns
 // nothing without an error when the server has no such endpoint.
 func (c *client) userInfo(ctx context.Context, token Secret) (*Account, claims, error) {
-	e, err := c.endpoints(ctx)
+	e, err := c.endpoints(ctx, opUserInfo)
 	if err != nil || e.UserInfo == "" {
 		return nil, nil, err
 	}

@@ -16,8 +16,12 @@ type ClientAuth string
 // The values of [ClientAuth]. Empty means ClientAuthPost with a secret,
 // ClientAuthPrivateKeyJWT with an assertion, and ClientAuthNone without either.
 const (
-	ClientAuthNone  ClientAuth = "none"
-	ClientAuthPost  ClientAuth = "post"
+	// ClientAuthNone sends the client_id alone: a public client (RFC 6749 §2.1).
+	ClientAuthNone ClientAuth = "none"
+	// ClientAuthPost sends Config.Secret in the body (RFC 6749 §2.3.1).
+	ClientAuthPost ClientAuth = "post"
+	// ClientAuthBasic sends Config.Secret in the Authorization header, and the client_id
+	// in the body as well, where many servers want it.
 	ClientAuthBasic ClientAuth = "basic"
 	// ClientAuthPrivateKeyJWT sends a JWT that the client has signed (RFC 7523
 	// §2.2), which Config.Assertion makes.
@@ -117,7 +121,7 @@ func (c *client) audienceOf(e Endpoints) string {
 // authHint says what to try where the server does not know a client that has sent
 // its secret: servers register one place for it, and "invalid_client" is all that
 // they say about the other. It is for people; trying by ourselves would burn codes.
-func (c *client) authHint() string {
+func (c *client) authHint(ctx context.Context, op string) string {
 	place, other, there := "body", ClientAuthBasic, "header"
 	switch c.ClientAuth {
 	case ClientAuthPost:
@@ -127,7 +131,7 @@ func (c *client) authHint() string {
 		return ""
 	}
 	hint := fmt.Sprintf("the secret was sent in the %s; if the server expects it in the %s, write 'client_auth %s'", place, there, other)
-	if d := c.known(); d != nil && len(d.auth) > 0 {
+	if d := c.hint(ctx, op); d != nil && len(d.auth) > 0 {
 		switch {
 		case !slices.Contains(d.auth, "client_secret_"+string(other)):
 			return ""

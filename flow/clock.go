@@ -20,23 +20,34 @@ type clock struct {
 	mu      sync.Mutex
 	running int
 	stop    chan struct{} // nil: nobody runs
+	ended   chan struct{} // closed when the watch has
 	jump    chan struct{} // closed when the wall clock has jumped
 }
 
 // join begins the watch with the first session. The watch ends when the last one
-// leaves.
+// leaves, and he waits for that.
 func (c *clock) join() (leave func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.running++; c.running == 1 {
-		c.stop = make(chan struct{})
-		go c.watch(c.stop)
+		stop, ended := make(chan struct{}), make(chan struct{})
+		c.stop, c.ended = stop, ended
+		go func() {
+			defer close(ended)
+			c.watch(stop)
+		}()
 	}
 	return func() {
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.running--; c.running == 0 {
+		ended := c.ended
+		c.running--
+		last := c.running == 0
+		if last {
 			close(c.stop)
+		}
+		c.mu.Unlock() // the watch may be about to tell
+		if last {
+			<-ended
 		}
 	}
 }

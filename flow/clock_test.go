@@ -69,9 +69,14 @@ func TestTheClockIsWatchedWhileSessionsRun(t *testing.T) {
 		second()
 		synctest.Wait()
 		third := c.join() // and again
-		stop := c.stop
+		stop, ended := c.stop, c.ended
 		third()
 		<-stop
+		select {
+		case <-ended:
+		default:
+			t.Error("the watch goes on when the last session has ended")
+		}
 		if c.sessions() != 0 {
 			t.Errorf("%d sessions", c.sessions())
 		}

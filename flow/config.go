@@ -50,8 +50,8 @@ type Config struct {
 	// Key is what tells this session from others of its kind, such as the id of
 	// the device whose login it is. It is shown to people and means nothing else.
 	Key string
-	// Kin is what the session shares with others that differ by Key only. Default:
-	// nothing.
+	// Kin is what the session shares with others that differ by Key only. It counts at
+	// [New]; [Session.SetConfig] leaves it as it was. Default: nothing.
 	Kin *Kin
 
 	// Issuer is the issuer identifier (RFC 8414 §2); it turns discovery on.
@@ -173,6 +173,9 @@ func (c Config) Validate() error {
 
 	if c.Name != "" && !isName(c.Name) {
 		bad("session name %q: use letters, digits, dot, underscore and hyphen, at most 64, starting with a letter or digit", c.Name)
+	}
+	if c.StorageName != "" && c.StorageName != c.Name && !isName(c.StorageName) {
+		bad("storage name %q: use letters, digits, dot, underscore and hyphen, at most 64, starting with a letter or digit", clean(c.StorageName, 100))
 	}
 	if c.ClientID == "" {
 		bad("client_id is missing: write 'client_id <id>' with the id that the authorization server gave your application")

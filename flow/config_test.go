@@ -42,6 +42,8 @@ func TestMistakesInAConfigurationAreToldWithTheRemedy(t *testing.T) {
 		"another scheme":         {func(c *flow.Config) { c.Endpoints.Token = "ftp://as.example" }, "token_endpoint"},
 		"a user in the URL":      {func(c *flow.Config) { c.Issuer = "https://u:p4ss@as.example" }, "user name"},
 		"a name with a slash":    {func(c *flow.Config) { c.Name = "../x" }, "session name"},
+		"a path for the storage": {func(c *flow.Config) { c.StorageName = "../../x" }, "storage name"},
+		"a device's storage":     {func(c *flow.Config) { c.StorageName = "door~0123456789abcdef0123456789abcdef" }, ""},
 		"post without a secret":  {func(c *flow.Config) { c.ClientAuth = flow.ClientAuthPost }, "client_secret"},
 		"none with a secret":     {func(c *flow.Config) { c.ClientAuth, c.Secret = flow.ClientAuthNone, secret }, "exclude"},
 		"unknown authentication": {func(c *flow.Config) { c.ClientAuth = "magic" }, "none, post, basic, private_key_jwt or tls"},

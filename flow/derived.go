@@ -168,9 +168,6 @@ type Derived struct {
 	slot    atomic.Pointer[slot] // nil: never used
 }
 
-// Want is what the tokens are good for.
-func (d *Derived) Want() Want { return d.want }
-
 // Session is the login that the tokens come from.
 func (d *Derived) Session() *Session { return d.session }
 
@@ -189,7 +186,7 @@ func (d *Derived) Current() *Token {
 
 // Token implements [Source].
 func (d *Derived) Token(ctx context.Context) (*Token, error) {
-	if t := d.Current(); t != nil {
+	if t := d.Current(); t != nil && !d.session.ended() {
 		return t, nil
 	}
 	return d.Await(ctx, 0)
@@ -198,7 +195,11 @@ func (d *Derived) Token(ctx context.Context) (*Token, error) {
 // Await implements [Source]. Without a login it does what [Session.Await] does,
 // and then waits for the exchange, at most Config.RefreshWait.
 func (d *Derived) Await(ctx context.Context, login time.Duration) (*Token, error) {
-	if t := d.Current(); t != nil {
+	t := d.Current()
+	if d.session.ended() {
+		return d.session.last(t)
+	}
+	if t != nil {
 		return t, nil
 	}
 	if v := d.session.view.Load(); v.token == nil && !v.grant {
@@ -278,43 +279,9 @@ func (d *Derived) await(ctx context.Context, rejected *Token) (*Token, error) {
 		select {
 		case <-v.changed:
 		case <-s.done:
-			return nil, s.notReadyFor(nil)
+			return nil, s.closed()
 		case <-limit.Done():
 			return nil, s.gaveUp(ctx)
 		}
 	}
-}
-
-// gaveUp is the error of a caller whose time is over, or its context.
-func (s *Session) gaveUp(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return s.notReadyFor(nil)
-}
-
-// notReadyFor is the error of a caller who wants a token for another API, for
-// the reason e, or because it takes too long. It shows the session as that
-// caller finds it; for others the session may be all right.
-func (s *Session) notReadyFor(e *StatusError) *NotReadyError {
-	st := s.Status()
-	st.Token = nil // it is not the one that was asked for
-	if e != nil {
-		st.Error = e
-	}
-	switch {
-	case e == nil:
-		if st.State.Usable() {
-			st.State = StateUnavailable
-		}
-	case e.Action == ActionFixConfiguration:
-		st.State = StateMisconfigured
-	case e.Action == ActionReauthorize && st.Login != nil:
-		st.State = StatePending
-	case e.Action == ActionReauthorize:
-		st.State = StateLoginRequired
-	default:
-		st.State = StateUnavailable
-	}
-	return &NotReadyError{Status: st, RetryAfter: st.RetryAfter(time.Now())}
 }

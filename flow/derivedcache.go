@@ -19,11 +19,10 @@ type slot struct {
 	used atomic.Bool // somebody has taken the token since the owner looked
 
 	token   *Token
-	scope   []string // that the token has
-	doubted *Token   // lapsed by the wall clock only
-	wanted  bool     // used since the last exchange, as far as the owner has looked
-	had     bool     // there has been a token
-	gone    bool     // out of the cache: nothing is kept here any more
+	doubted *Token // lapsed by the wall clock only
+	wanted  bool   // used since the last exchange, as far as the owner has looked
+	had     bool   // there has been a token
+	gone    bool   // out of the cache: nothing is kept here any more
 
 	turn     uint64    // its place in the queue, 0: none
 	next     time.Time // when to renew the token; without one, not to ask before
@@ -37,7 +36,6 @@ type slot struct {
 // slotView is what callers see of a slot. It is immutable.
 type slotView struct {
 	token   *Token
-	scope   []string
 	err     *StatusError
 	waiting bool          // an exchange is under way or in the queue
 	held    bool          // there will be none for a while, because of err
@@ -48,7 +46,7 @@ type slotView struct {
 var idle = new(slotView)
 
 func (sl *slot) publish() {
-	old := sl.view.Swap(&slotView{sl.token, sl.scope, sl.err, sl.turn != 0, sl.held, make(chan struct{})})
+	old := sl.view.Swap(&slotView{sl.token, sl.err, sl.turn != 0, sl.held, make(chan struct{})})
 	if old != nil {
 		close(old.changed)
 	}

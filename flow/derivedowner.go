@@ -21,7 +21,7 @@ const (
 // ask has a token made for a handle whose caller has found none.
 func (s *Session) ask(d *Derived) error {
 	if s.closing {
-		return ErrClosed
+		return s.closed()
 	}
 	if s.rec.refresh.IsZero() {
 		return s.notReadyFor(s.underivable())
@@ -119,7 +119,7 @@ func (s *Session) stepSlot(sl *slot, now time.Time) {
 	case sl.turn != 0:
 	case sl.doubted != nil && sl.token == nil && !sl.held,
 		// Used between the last exchange and this moment, or since.
-		sl.token != nil && (!now.Before(sl.next) || !wall.Before(sl.nextWall)) && (sl.notice() || sl.wanted):
+		sl.token != nil && (!now.Before(sl.next) || !wall.Before(sl.nextWall)) && (sl.notice() || sl.wanted) && !s.leaves(sl, now):
 		s.enqueue(sl)
 	}
 	if v := sl.view.Load(); sl.token != before.token || sl.held != before.held || (sl.turn != 0) != v.waiting {
@@ -209,10 +209,6 @@ func (s *Session) slotGot(sl *slot, g *grant, at time.Time, took time.Duration) 
 	ahead := refreshAhead(cmp.Or(g.lifetime, assumedLifetime))
 	sl.next, sl.nextWall = at.Add(ahead), s.wall(at).Add(ahead)
 	sl.token, sl.doubted, sl.had = newToken(g.access, expiry, lapses), nil, true
-	sl.scope = g.scope // it may be less than was asked for
-	if len(sl.scope) == 0 {
-		sl.scope = sl.want.Scope // RFC 6749 §5.1: left out when identical
-	}
 	sl.turn, sl.err, sl.failures, sl.held = 0, nil, 0, false
 	sl.wanted = false
 	sl.used.Store(false)

@@ -2,11 +2,13 @@ package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // document is what an issuer's metadata says.
@@ -14,6 +16,7 @@ type document struct {
 	Endpoints
 	issuer string    // as it writes itself
 	mtls   Endpoints // for clients with a certificate (RFC 8705 §5)
+	at     time.Time // when it was asked for
 	pkce   bool      // it knows S256 (RFC 7636), at its authorization endpoint at least
 	auth   []string  // how clients may authenticate at its token endpoint; empty: it does not say
 }
@@ -118,17 +121,34 @@ func (c *client) metadata(ctx context.Context, location string) (*document, erro
 	}
 	d.auth = a.fields.list("token_endpoint_auth_methods_supported")
 	d.pkce = slices.Contains(a.fields.list("code_challenge_methods_supported"), "S256")
+	if err := c.accepts(d); err != nil {
+		return nil, wrong(KindConfiguration, "the document at %s: %w", location, err)
+	}
+	return d, nil
+}
+
+// accepts checks the places that a document names, with more care than configured
+// ones: a server elsewhere has no say in what this machine is sent on its loopback
+// interface, secrets to any port included.
+func (c *client) accepts(d *document) error {
+	issuer, _ := url.Parse(c.Issuer) // it has been checked
 	for _, e := range []Endpoints{d.Endpoints, d.mtls} {
 		for _, endpoint := range e.named() {
 			if endpoint.url == "" {
 				continue
 			}
+			if len(endpoint.url) > maxURI {
+				return fmt.Errorf("%s is longer than %d bytes: write '%s <url>' with the right one", endpoint.name, maxURI, endpoint.name)
+			}
 			if err := checkEndpoint(endpoint.url, c.InsecureHTTP); err != nil {
-				return nil, wrong(KindConfiguration, "the document at %s: %s: %w", location, endpoint.name, err)
+				return fmt.Errorf("%s: %w", endpoint.name, err)
+			}
+			if strings.HasPrefix(strings.ToLower(endpoint.url), "http:") && !c.InsecureHTTP && (issuer == nil || !isLoopback(issuer.Hostname())) {
+				return fmt.Errorf("%s: %q is on this machine, and the issuer is not: write '%s <url>' if that is meant", endpoint.name, endpoint.url, endpoint.name)
 			}
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // endpoints are those that a metadata document names (RFC 8414 §2, RFC 8628 §4).
@@ -170,30 +190,106 @@ func sameIssuer(a, b string) bool {
 	return a != "" && strings.TrimSuffix(a, "/") == strings.TrimSuffix(b, "/")
 }
 
-// endpoints joins what is configured with what discovery says, which is asked
-// once and kept: an outage of the metadata must not stop a refresh.
-func (c *client) endpoints(ctx context.Context) (Endpoints, error) {
+// lack reports whether op needs a place that e does not name.
+func (e Endpoints) lack(op string) bool {
+	switch op {
+	case opDevice:
+		return e.DeviceAuthorization == "" || e.Token == ""
+	case opRevoke:
+		return e.Revocation == ""
+	case opUserInfo:
+		return e.UserInfo == ""
+	}
+	return e.Token == ""
+}
+
+// endpoints joins what is configured with what discovery says, which is asked only if
+// op needs it: metadata that do not answer are in nobody's way whose places are
+// configured.
+func (c *client) endpoints(ctx context.Context, op string) (Endpoints, error) {
 	e := c.Endpoints
-	if c.Issuer == "" || (e.DeviceAuthorization != "" && e.Token != "" && e.Revocation != "" && e.UserInfo != "") {
+	missing := e.lack(op)
+	// An assertion is for the issuer as it writes itself; see [client.audienceOf].
+	signs := c.ClientAuth == ClientAuthPrivateKeyJWT && op != opUserInfo
+	if c.Issuer == "" || !missing && !signs {
 		return e, nil
 	}
-	d := c.known()
-	if d == nil {
-		var err error
-		if d, err = c.kin.once(ctx, c.discover); err != nil {
-			if e.DeviceAuthorization != "" && e.Token != "" {
-				return e, nil // what is needed is configured; the rest is a courtesy
-			}
-			return Endpoints{}, err
-		}
-		if (e.DeviceAuthorization != "" || d.DeviceAuthorization != "") && (e.Token != "" || d.Token != "") {
-			c.kin.discovered.Store(d) // else: ask again, for the server may be put right meanwhile
-		}
+	d, err := c.document(ctx, op, missing)
+	switch {
+	case err == nil:
+	case !missing, c.Endpoints.DeviceAuthorization != "" && c.Endpoints.Token != "" && asError(opDiscovery, err).Kind != KindTemporary:
+		return e, nil // nobody says that there are such places
+	default:
+		return Endpoints{}, err
 	}
 	if c.ClientAuth == ClientAuthTLS {
 		e = e.or(d.mtls)
 	}
 	return e.or(d.Endpoints), nil
+}
+
+const (
+	// courtesyTime is how long metadata are waited for that op can do without, and
+	// courtesyGap how long they are not asked for again when that has failed.
+	courtesyTime = 5 * time.Second
+	courtesyGap  = time.Minute
+)
+
+// document is the metadata. They are asked for once and kept: an outage of theirs must
+// not stop a refresh. A new configuration has them asked for again, since that is what
+// people try when a server has moved something; until there is an answer, the old ones
+// go on. needed says that op cannot do without any.
+func (c *client) document(ctx context.Context, op string, needed bool) (*document, error) {
+	known := c.known()
+	old := known
+	if old != nil && c.accepts(old) != nil {
+		old = nil // insecure_http is gone
+	}
+	if old != nil && !c.kin.stale.Load() {
+		return old, nil
+	}
+	if old != nil || !needed {
+		// A person who waits for a code is a reason to try again; a refresh is none.
+		if op != opDevice && c.kin.resting(time.Now()) {
+			if old != nil {
+				return old, nil
+			}
+			return nil, &Error{Kind: KindTemporary, Op: opDiscovery, Code: CodeUnreachable, Err: errors.New("the metadata have failed a moment ago")}
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, courtesyTime)
+		defer cancel()
+	}
+	d, err := c.kin.once(ctx, known, c.ask)
+	if old != nil && (err != nil || !c.complete(d)) {
+		return old, nil
+	}
+	return d, err
+}
+
+// ask asks for the metadata and keeps them, if they are of use. Else the next one asks
+// again, for the server may be put right meanwhile.
+func (c *client) ask(ctx context.Context) (*document, error) {
+	d, err := c.discover(ctx)
+	if err == nil && c.complete(d) {
+		d.at = time.Now()
+		c.kin.keep(d)
+	} else {
+		c.kin.rest(time.Now())
+	}
+	return d, err
+}
+
+// complete reports whether people can log in by what d and the configuration name.
+func (c *client) complete(d *document) bool { return !c.Endpoints.or(d.Endpoints).lack(opDevice) }
+
+// hint is the metadata where they are a help only, or nil.
+func (c *client) hint(ctx context.Context, op string) *document {
+	if d := c.known(); d != nil || c.Issuer == "" {
+		return d
+	}
+	d, _ := c.document(ctx, op, false)
+	return d
 }
 
 // known is the metadata, if it has been asked for.

@@ -25,6 +25,7 @@
 // # Where the standards live
 //
 //	discovery.go   RFC 8414 and OpenID Connect Discovery 1.0
+//	exchange.go    one HTTP exchange; no redirects, bounds of time and size
 //	client.go      RFC 8628 §3.1, §3.4; RFC 6749 §6; RFC 7009
 //	clientauth.go  RFC 6749 §2.3, RFC 7523 §2.2, RFC 8705 §2
 //	pkce.go        RFC 7636, where the server asks for it
@@ -39,7 +40,8 @@
 //
 //   - A request with a usable token takes no lock and reads no clock.
 //   - A refresh token is saved before the access token that came with it is used,
-//     unless the [Store] fails or takes longer than two seconds.
+//     unless the [Store] fails, or takes longer than two seconds, or than a tenth of a
+//     short token's lifetime, which is 200 ms at least.
 //   - There is at most one refresh and one poll under way for a [Session].
 //   - Secrets are of type [Secret], which prints as "[redacted]" whatever the verb.
 //

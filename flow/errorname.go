@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 )
@@ -79,6 +80,27 @@ func errorName(code string) string {
 		b = append(b, c)
 	}
 	return string(b)
+}
+
+// kind is that of an error answer with that name. A page says nothing about a
+// refresh token, whatever its status: it is from an ingress, a firewall or a
+// captive portal, and the server has not looked at the request.
+func (a *answer) kind(op, code string) Kind {
+	kind := classify(op, code, a.status)
+	if kind == KindDoubtful && !a.ok && isPage(a.header.Get("Content-Type"), a.body) {
+		return KindTemporary
+	}
+	return kind
+}
+
+// isPage reports whether a body is, or is called, something for a browser.
+func isPage(contentType string, body []byte) bool {
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	if len(body) == 0 {
+		return false // an empty 400 is how some servers refuse
+	}
+	mime, _, _ := strings.Cut(contentType, ";")
+	return body[0] == '<' || strings.EqualFold(strings.TrimSpace(mime), "text/html")
 }
 
 // classify gives the kind of an error answer. The name comes first and the

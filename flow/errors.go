@@ -3,7 +3,11 @@ package flow
 import (
 	"errors"
 	"fmt"
+	"html"
 	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -179,14 +183,39 @@ func clean(s string, max int) string {
 	return b.String()
 }
 
-// scrub removes secrets that a server has put back into its error text.
+// scrub removes secrets that a server has put back into its error text, in the forms
+// in which they were sent or which a page or a log gives them.
 func scrub(s string, secrets ...Secret) string {
+	var forms []string
 	for _, x := range secrets {
-		if v := x.Reveal(); len(v) >= 4 {
+		v := x.Reveal()
+		if len(v) < 4 {
+			continue
+		}
+		quoted := strconv.Quote(v)
+		query, path := url.QueryEscape(v), url.PathEscape(v)
+		forms = append(forms, v, clean(v, len(v)), query, path, lowerHex(query), lowerHex(path),
+			html.EscapeString(v), quoted[1:len(quoted)-1])
+	}
+	// A secret can be a part of another.
+	slices.SortFunc(forms, func(a, b string) int { return len(b) - len(a) })
+	for _, v := range slices.Compact(forms) {
+		if len(v) >= 4 {
 			s = strings.ReplaceAll(s, v, redacted)
 		}
 	}
 	return s
+}
+
+// lowerHex is percent-encoded text with %2f in place of %2F.
+func lowerHex(s string) string {
+	b := []byte(s)
+	for i := range b {
+		if i >= 1 && b[i-1] == '%' || i >= 2 && b[i-2] == '%' {
+			b[i] |= 0x20 // a digit has that bit already
+		}
+	}
+	return string(b)
 }
 
 // backoff is the pause after the n-th failure in a row, n ≥ 1.

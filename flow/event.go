@@ -7,12 +7,22 @@ type EventKind string
 
 // The events of a session. Each is told once, after the new view is public.
 const (
-	EventLoginPending   EventKind = "login_pending"
+	// EventLoginPending: a code is out and waits for a person; see [Status.Login].
+	EventLoginPending EventKind = "login_pending"
+	// EventLoginSucceeded: a person has approved, here or at another instance.
 	EventLoginSucceeded EventKind = "login_succeeded"
-	EventLoginFailed    EventKind = "login_failed"
+	// EventLoginFailed: there was no code to be had, or the login was refused, or its
+	// code has run out.
+	EventLoginFailed EventKind = "login_failed"
+	// EventTokenRefreshed: a new access token is in use, or one for another API; see
+	// [Event.For].
 	EventTokenRefreshed EventKind = "token_refreshed"
-	EventRefreshFailed  EventKind = "refresh_failed"
-	EventLoggedOut      EventKind = "logged_out"
+	// EventRefreshFailed follows each attempt to refresh that brought no token. The one
+	// in use goes on while it lasts.
+	EventRefreshFailed EventKind = "refresh_failed"
+	// EventLoggedOut: the login is gone, by [Session.Logout], at another instance, or
+	// because the account is no longer the one that is asked for.
+	EventLoggedOut EventKind = "logged_out"
 	// EventIdentified follows a login whose account was found out only afterwards.
 	EventIdentified EventKind = "identified"
 	// EventStateChanged follows each change of [Status.State].

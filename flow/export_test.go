@@ -18,3 +18,9 @@ func (s *Session) Skew(d time.Duration) { s.skew = d }
 func (s *Session) StepClock(d time.Duration) {
 	_ = s.do(context.Background(), func() { s.skew = d })
 }
+
+// Kept is how many tokens for other APIs are kept, or waited for.
+func (s *Session) Kept() (n int) {
+	s.each(func(*slot) { n++ })
+	return n
+}

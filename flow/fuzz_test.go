@@ -21,10 +21,10 @@ var seeds = []string{
 	`{"device_code":"dc","user_code":"A-B","verification_uri":"https://as.example/d","verification_uri_complete":"https://as.example/d?c=A-B","expires_in":900,"interval":5}`,
 	`{"code":"dc","user_code":"A","verification_url":"x","expire_in":-1,"interval":1e-300}`,
 	`{"error":"authorization_pending","error_description":"later"}`, `{"error":"slow_down","interval":22}`,
-	`{"error":{"code":"invalid_grant","message":"gone"}}`, `{"error_code":"x"}`, `{"message":"y"}`, `{"error":null}`,
+	`{"error":{"code":"invalid_grant","message":"gone"}}`, `{"error_code":"x"}`, `{"error":"the-dev\u200bice-code","error_description":"the%2Ddevice-code"}`, `{"message":"y"}`, `{"error":null}`,
 	`access_token=at&token_type=bearer&scope=a%2Cb`, `error=slow_down&interval=5`, `device_code=d&user_code=u&verification_uri=v`,
 	`{"issuer":"https://as.example","device_authorization_endpoint":"https://as.example/d","token_endpoint":"https://as.example/t"}`,
-	`{"issuer":"https://as.example/","token_endpoint":"http://as.example/t"}`, `{"issuer":"https://evil.example"}`,
+	`{"issuer":"https://as.example/","token_endpoint":"http://as.example/t"}`, `{"issuer":"https://as.example","token_endpoint":"http://localhost/t"}`, `{"issuer":"https://evil.example"}`,
 	"\xef\xbb\xbf{}", `{`, `[]`, `null`, `"x"`, `<html>`, ``, "\x00", `{"a":Infinity,"b":-NaN,"c":"\"NaN","d":1e4}`,
 }
 
@@ -65,7 +65,7 @@ func FuzzTokenResponse(f *testing.F) {
 		if d := json.NewDecoder(strings.NewReader(body)); status == 200 && strings.HasPrefix(body, "{") && d.Decode(&m) == nil && exact(body) {
 			access, _ := m.Access.(string)
 			refresh, _ := m.Refresh.(string)
-			if access != "" && refresh != "" && (g == nil || g.refresh.Reveal() != refresh) {
+			if access != "" && refresh != "" && len(refresh) <= maxToken && (g == nil || g.refresh.Reveal() != refresh) {
 				t.Error("the refresh token is lost")
 			}
 		}
@@ -100,6 +100,9 @@ func FuzzDeviceResponse(f *testing.F) {
 		}
 		if d.code.IsZero() || d.login.UserCode == "" || d.login.VerificationURI == "" {
 			t.Errorf("half a login: %+v", d)
+		}
+		if len(d.code.Reveal()) > maxCode || len(d.login.UserCode) > maxUserCode || len(d.login.VerificationURI)+len(d.login.VerificationURIComplete) > 2*maxURI {
+			t.Error("a login without bounds")
 		}
 		if d.interval < minInterval || d.interval > maxCodeLifetime {
 			t.Errorf("interval %v", d.interval)
@@ -161,7 +164,7 @@ func FuzzDiscovery(f *testing.F) {
 			t.Error("metadata out of nothing")
 		}
 		for _, u := range []string{e.DeviceAuthorization, e.Token, e.Revocation, e.UserInfo} {
-			if u != "" && checkEndpoint(u, false) != nil {
+			if u != "" && (checkEndpoint(u, false) != nil || !strings.HasPrefix(strings.ToLower(u), "https:")) {
 				t.Errorf("endpoint %q", u)
 			}
 		}

@@ -45,7 +45,8 @@ func (s *Session) useAdopted() {
 
 // stepToken takes the token out of use when it lapses. If only the wall clock
 // says so, the machine has slept or its clock was put right: then a refresh
-// tells, and if there is none to be had, the token is used again.
+// tells, and if there is none to be had, the token is used again. Without a refresh
+// token the API tells: a 401 ends it.
 func (s *Session) stepToken(now time.Time) (changed bool) {
 	t := s.token
 	if t == nil || t.expiry.IsZero() {
@@ -57,15 +58,24 @@ func (s *Session) stepToken(now time.Time) (changed bool) {
 	}
 	s.token = nil
 	switch {
+	case gone && s.rec.refresh.IsZero():
+		s.dropAccess()
 	case s.rec.refresh.IsZero():
-		s.rec.access = Secret{} // nothing is left of this login
-		s.rec.generation++
-		s.changed()
+		s.doubted = t
+		s.trust(now)
+		s.unsure = s.token
 	case !gone:
 		s.doubted = t
 		s.refreshIn(now, 0)
 	}
 	return true
+}
+
+// dropAccess ends a login of which nothing but the access token was left.
+func (s *Session) dropAccess() {
+	s.token, s.rec.access = nil, Secret{}
+	s.rec.generation++ // so that other instances do not write it again
+	s.changed()
 }
 
 // trust puts a token back in use that nothing but the wall clock spoke against.

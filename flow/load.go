@@ -39,7 +39,7 @@ func (s *Session) loadedRecord(b []byte, r *record, err error) {
 			s.release()
 			return // the login may be there all the same: try again
 		}
-		s.save.freeze(err)
+		s.save.freeze(b, err)
 		if !s.save.sealed {
 			e := *s.save.err // others may be reading it
 			e.Action, e.RetryAt = ActionReauthorize, nil
@@ -75,17 +75,17 @@ func (s *Session) supersede(r *record) {
 // known is what need not be opened and decoded again. After a change of the
 // configuration there is nothing like that, neither for a call that is under
 // way nor for the next: other keys make another thing of the same bytes.
-func (s *saveState) known() Secret {
+func (s *saveState) known() digest {
 	if s.reread > 0 || s.sealed {
 		s.reread = max(s.reread-1, 0)
-		return Secret{}
+		return digest{}
 	}
 	return s.seen
 }
 
 // remember notes what the store holds.
 func (s *Session) remember(b []byte) {
-	s.save.seen, s.save.looked = NewSecret(string(b)), time.Now()
+	s.save.seen, s.save.looked = digestOf(b), time.Now()
 }
 
 // nextLook is when to see again what other instances did.

@@ -3,6 +3,7 @@ package flow_test
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -302,5 +303,61 @@ func TestRecordOfANewerReleaseIsLeftAlone(t *testing.T) {
 		if all := w.store.all(); len(all) != 1 || all[key] != newer {
 			w.Fatal("the record of the newer release was touched")
 		}
+	})
+}
+
+// slowReader has the read that is armed return late what was stored before.
+type slowReader struct {
+	*testStore
+	late atomic.Int64 // of the next read, once
+}
+
+func (s *slowReader) Load(ctx context.Context, key string) ([]byte, error) {
+	late := s.late.Swap(0)
+	b, err := s.testStore.Load(ctx, key)
+	time.Sleep(time.Duration(late))
+	return b, err
+}
+
+// A login has looked into the store while the first read of it was still under
+// way. What that brings in the end is old by then.
+func TestLateReadIsNotTakenForWhatIsStoredNow(t *testing.T) {
+	bubble(t, flowtest.Config{Interval: time.Second}, func(w *world) {
+		store := &slowReader{testStore: w.store}
+		w.cfg.Store = store
+		before, stop := w.run()
+		st, err := before.Login(w.Context())
+		if err != nil {
+			w.Fatal(err)
+		}
+		stop()
+
+		w.store.setFault(failing("load"))
+		s, stop := w.run()
+		w.store.setFault(nil)
+		store.late.Store(int64(9 * time.Second))
+		w.sleep(time.Second) // the second attempt has begun
+		if store.late.Load() != 0 {
+			w.Fatal("it does not read again")
+		}
+		if now, err := s.Login(w.Context()); err != nil || now.Login == nil || now.Login.UserCode != st.Login.UserCode {
+			w.Fatalf("%v, %s", err, asJSON(now))
+		}
+		if err := w.as.Deny(st.Login.UserCode); err != nil {
+			w.Fatal(err)
+		}
+		w.sleep(4 * time.Second)
+		w.wantError(s, "access_denied", flow.ActionReauthorize)
+		w.sleep(10 * time.Second) // the late read has come
+		w.wantState(s, flow.StateLoginRequired)
+		w.wantError(s, "access_denied", flow.ActionReauthorize)
+		stop()
+
+		s, _ = w.run()
+		s.Demand()
+		w.sleep(time.Second)
+		w.wantState(s, flow.StateLoginRequired) // only a person asks again
+		w.wantError(s, "access_denied", flow.ActionReauthorize)
+		w.wantCount(flowtest.Device, 1)
 	})
 }

@@ -127,13 +127,8 @@ func (s *Session) codeReceived(d *deviceCode, err error) {
 		nextPoll: now.Add(d.interval), // RFC 8628 §3.5: wait before the first poll, too
 	}
 	// Nobody shall type in a code that a restart has forgotten.
-	before := s.save.held // a refresh may be waiting for the store as well
-	s.save.held = nil
 	s.beat(s.rec.pending, now)
 	s.changedThen(func() {
-		if before != nil {
-			before()
-		}
 		s.publish()
 		s.observe(Event{Kind: EventLoginPending})
 		s.login.reply(nil)
@@ -233,6 +228,7 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 	before := s.rec
 	before.endPending()
 	s.epoch++
+	s.doubted, s.unsure = nil, nil
 	s.login = loginState{asking: s.login.asking, replies: s.login.replies, ended: before.ended}
 	s.rec = &record{fingerprint: before.fingerprint, generation: before.generation + loginLeap - 1, loginAt: time.Now().Round(0), ended: before.ended}
 	s.rec.account = g.account
@@ -250,7 +246,9 @@ func (s *Session) approved(g *grant, err error, took time.Duration) {
 		s.refresh.succeeded()
 	}
 	s.save.thaw()
+	s.refresh.saving = true
 	s.changedThen(func() {
+		s.refresh.saving = false
 		s.useAdopted()
 		s.publish()
 		s.observe(Event{Kind: EventLoginSucceeded, Took: took})

@@ -16,7 +16,7 @@ func (s *Session) forget(reply chan error) {
 	ended := s.rec.ended
 	s.epoch++
 	s.rec = &record{fingerprint: s.rec.fingerprint, generation: s.rec.generation + logoutLeap, ended: ended}
-	s.token = nil
+	s.token, s.doubted, s.unsure = nil, nil, nil
 	s.login.reply(errOvertaken)
 	s.login = loginState{asking: s.login.asking, ended: ended}
 	s.refresh.reply(errOvertaken)

@@ -208,6 +208,7 @@ func (m *model) serverFault() {
 	step := []flowtest.Step{flowtest.Poll, flowtest.Refresh, flowtest.Refresh, flowtest.Device, flowtest.Revoke}[m.rnd.IntN(5)]
 	answers := []flowtest.Response{
 		flowtest.ErrorResponse(500, "server_error"), flowtest.ErrorResponse(429, "too_many"), flowtest.ErrorResponse(401, "invalid_client"),
+		{Status: 404, Body: "<html>default backend</html>"},
 		{Drop: true},
 		{Hang: true},
 		{Pass: true, Delay: time.Duration(m.rnd.IntN(25)) * time.Second},

@@ -95,6 +95,10 @@ func TestOddErrors(t *testing.T) {
 		{opRefresh, 425, nil, ``, KindTemporary},
 		{opRefresh, 511, htmlType, `<html>Sign in to this network</html>`, KindTemporary},
 		{opRefresh, 530, htmlType, `error code: 1033`, KindTemporary},
+		{opRefresh, 403, htmlType, `<html>Forbidden</html>`, KindTemporary},
+		{opRefresh, 403, htmlType, `error code: 1020`, KindTemporary},
+		{opRefresh, 404, textType, "\r\n<!DOCTYPE html>\n<title>default backend</title>", KindTemporary},
+		{opRefresh, 403, xmlType, `<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>`, KindTemporary},
 		{opPoll, 403, htmlType, `<html>Attention required</html>`, KindTemporary},
 		{opPoll, 200, htmlType, `<html>Sign in to this network</html>`, KindTemporary},
 		{opDevice, 200, htmlType, `<html>?device_code=x&error=y</html>`, KindTemporary},
@@ -118,8 +122,9 @@ func TestOddErrors(t *testing.T) {
 		{opRefresh, 401, nil, `{"error":"unauthorized"}`, KindDoubtful},
 		{opRefresh, 401, nil, `{"errorCode":"E0000011","errorSummary":"Invalid token provided"}`, KindDoubtful},
 		{opRefresh, 400, nil, `{"error":"interaction_required"}`, KindDoubtful},
-		{opRefresh, 403, htmlType, `<html>Forbidden</html>`, KindDoubtful},
 		{opRefresh, 410, nil, ``, KindDoubtful},
+		{opRefresh, 400, htmlType, ``, KindDoubtful},
+		{opRefresh, 404, textType, `default backend - 404`, KindDoubtful},
 		// A refusal that only a person can mend.
 		{opDevice, 400, nil, `{"error":{"code":"invalid_scope"}}`, KindConfiguration},
 		{opPoll, 400, nil, `{"error":"something_new"}`, KindConfiguration}, // RFC 8628 §3.5

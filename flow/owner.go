@@ -167,7 +167,7 @@ func (s *Session) untilDue(now time.Time) time.Duration {
 			sooner(s.nextLook())
 		}
 	}
-	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() {
+	if !s.refresh.running && s.save.held == nil && !s.rec.refresh.IsZero() && !s.leaves(nil, now) {
 		sooner(s.refresh.next)
 		byWall(s.refresh.nextWall)
 	}

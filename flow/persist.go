@@ -27,6 +27,7 @@ type saveState struct {
 	patience time.Time // until then a login may yet be found in the store
 	dirty    bool      // the record has changed since the last save began
 	frozen   bool      // a record is there that must be left alone: nothing is written
+	foreign  bool      // and another instance has put it there
 	sealed   bool      // our keys do not open the record that is there: no login starts on demand
 	over     bool      // a login that somebody asked for takes its place, and puts it aside
 	outrank  bool      // what the store holds, unseen, is over: a logout came first
@@ -40,7 +41,7 @@ type saveState struct {
 	// unlock gives locks back once what they guarded is in the store.
 	unlock []func()
 
-	seen   Secret    // what was last read or written
+	seen   digest    // of what was last read or written: whole, it would be every token once more
 	reread int       // how often it has to be read all the same
 	looked time.Time // when the store was last known to hold seen
 }
@@ -95,12 +96,18 @@ func (s *Session) changed() {
 	s.stepSave(time.Now())
 }
 
-// changedThen saves the record and then runs f; f does not wait for ever.
+// changedThen saves the record and then runs f; f does not wait for ever. What is
+// held already runs before it: a code may come while a refresh waits for the store,
+// or the other way round.
 func (s *Session) changedThen(f func()) {
 	if s.save.frozen {
 		s.save.dirty = true
 		f()
 		return
+	}
+	if before := s.save.held; before != nil {
+		then := f
+		f = func() { before(); then() }
 	}
 	wait := publishAnyway
 	if l := s.rec.lifetime(); l > 0 {
@@ -249,11 +256,12 @@ func (s *Session) storeFailed(err error) {
 	}
 }
 
-// freeze notes whether what is stored has to be left alone, by the error that
+// freeze notes whether what is stored, b, has to be left alone, by the error that
 // reading it gave.
-func (s *saveState) freeze(err error) {
+func (s *saveState) freeze(b []byte, err error) {
 	s.sealed = errors.Is(err, errSealed)
 	s.frozen = leaveAlone(err) && !(s.sealed && s.over)
+	s.foreign = s.frozen && (s.foreign || digestOf(b) != s.seen)
 }
 
 // thaw lets the login that was just approved take the place of a record that our

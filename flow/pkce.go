@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -28,7 +29,7 @@ func addChallenge(params url.Values, verifier Secret) {
 // the verifier afterwards, as Google does and as RFC 9700 §2.1.1 demands: then
 // nobody could log in. A device authorization request burns nothing, so trying
 // twice costs a request.
-func (c *client) wantsPKCE(err error) bool {
+func (c *client) wantsPKCE(ctx context.Context, err error) bool {
 	var e *Error
 	if !errors.As(err, &e) || e.Status < 400 || e.Kind != KindConfiguration {
 		return false
@@ -37,6 +38,9 @@ func (c *client) wantsPKCE(err error) bool {
 	if strings.Contains(text, "pkce") || strings.Contains(text, "code_challenge") || strings.Contains(text, "code challenge") {
 		return true
 	}
-	d := c.known()
-	return d != nil && d.pkce && errorName(e.Code) == "invalid_request"
+	if errorName(e.Code) != "invalid_request" {
+		return false
+	}
+	d := c.hint(ctx, opDevice)
+	return d != nil && d.pkce
 }

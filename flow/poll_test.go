@@ -125,7 +125,7 @@ func TestConnectionTimeoutsSlowPollingDownAndDoNotEndIt(t *testing.T) {
 				w.as.Script(flowtest.Poll, fault, fault, fault, fault, flowtest.Response{Pass: true})
 				took := time.Duration(0)
 				if fault.Hang {
-					took = 30 * time.Second
+					took = time.Minute
 				}
 				w.sleep(5*time.Second + 4*took + (10+20+40+60)*time.Second)
 				gaps := w.gaps(flowtest.Poll)
@@ -186,6 +186,52 @@ func TestTroubleWhilePollingIsShownAndPasses(t *testing.T) {
 				w.wantError(s, "", "")
 				w.wantToken(s)
 			})
+		})
+	}
+}
+
+// RFC 8628 §3.5: the client waits as long as the server says, however short the
+// code's life. Only what would never come to a poll is cut.
+func TestIntervalIsKeptToTheEndOfTheCode(t *testing.T) {
+	for _, tc := range []struct{ interval, lifetime, want time.Duration }{
+		{10 * time.Second, 20 * time.Second, 10 * time.Second},
+		{14 * time.Second, 15 * time.Second, 14 * time.Second},
+		{10 * time.Minute, 15 * time.Minute, 10 * time.Minute},
+		{15 * time.Second, 15 * time.Second, 5 * time.Second},
+		{time.Hour, 15 * time.Minute, 5 * time.Minute},
+	} {
+		bubble(t, flowtest.Config{Interval: time.Second, CodeLifetime: tc.lifetime}, func(w *world) {
+			w.as.Script(flowtest.Device, member("interval", tc.interval.Seconds()))
+			s, _ := w.run()
+			issued := time.Now()
+			if _, err := s.Login(w.Context()); err != nil {
+				w.Fatal(err)
+			}
+			w.sleep(tc.want)
+			if at := w.times(flowtest.Poll); len(at) != 1 || at[0].Sub(issued) != tc.want {
+				w.Errorf("interval %v, lifetime %v: polls at %v, want the first after %v", tc.interval, tc.lifetime, at, tc.want)
+			}
+		})
+	}
+}
+
+// S93 of the scorecard: the answer to a poll is the login, and comes once.
+func TestPollThatIsAnsweredLateIsALogin(t *testing.T) {
+	for _, late := range []time.Duration{31 * time.Second, 59 * time.Second} {
+		bubble(t, flowtest.Config{}, func(w *world) {
+			s, _ := w.run()
+			st, err := s.Login(w.Context())
+			if err != nil {
+				w.Fatal(err)
+			}
+			w.as.Script(flowtest.Poll, flowtest.Response{Pass: true, Delay: late})
+			if err := w.as.Approve(st.Login.UserCode); err != nil {
+				w.Fatal(err)
+			}
+			w.sleep(5*time.Second + late)
+			w.wantState(s, flow.StateAuthorized)
+			w.wantToken(s)
+			w.wantCount(flowtest.Poll, 1)
 		})
 	}
 }

@@ -17,6 +17,7 @@ const (
 	refusedRetryMax = 10 * time.Minute
 	forcedGap       = 30 * time.Second // between refreshes that a 401 asks for
 	doubtfulTries   = 5                // refusals that are not clearly final, before they count as final
+	doubtfulTime    = 30 * time.Second // and from the first of them: servers restart
 	lockWaitMax     = refreshTimeout + 5*time.Second
 	lapsedLockWait  = 15 * time.Second
 	derivedLockWait = 3 * time.Second // there may be many of them, one after the other
@@ -33,11 +34,10 @@ func (s *Session) refreshForced(rejected *Token) bool {
 		return true
 	}
 	if s.rec.refresh.IsZero() {
-		if s.token != nil && s.refresh.err != nil {
-			// The server has ended this login and the API refuses what was left of
-			// it: nothing but a new login helps.
-			s.token, s.rec.access = nil, Secret{}
-			s.changed()
+		if s.token != nil && (s.refresh.err != nil || s.token == s.unsure) {
+			// The server has ended this login, or nobody knows how old its token is,
+			// and the API refuses what was left of it: only a new login helps.
+			s.dropAccess()
 			s.publish()
 		}
 		return false
@@ -59,26 +59,28 @@ func (s *Session) refreshForced(rejected *Token) bool {
 // refreshing reports whether the session's own refresh is under way, or comes
 // next.
 func (s *Session) refreshing() bool {
-	if s.refresh.slot == nil {
-		return s.refresh.running || s.save.held != nil
+	if s.refresh.slot == nil && (s.refresh.running || s.refresh.saving) {
+		return true
 	}
-	return !time.Now().Before(s.refresh.next)
+	busy := s.refresh.running || s.save.held != nil
+	return busy && !s.rec.refresh.IsZero() && !time.Now().Before(s.refresh.next)
 }
 
-// startRefresh renews the session's own token.
-func (s *Session) startRefresh() {
-	if s.refresh.slot != nil {
-		s.refreshIn(time.Now(), 0) // as soon as the other API has got its token
-		return
-	}
-	s.trade(nil)
-}
+// startRefresh renews the session's own token, now or as soon as something else
+// has come to its end: another API's exchange, or a code that is being saved.
+func (s *Session) startRefresh() { s.trade(nil) }
 
 // trade trades the refresh token for sl, or for the session itself, unless it is
 // being traded: the loser of two refreshes would kill the login of the winner at
 // many servers.
 func (s *Session) trade(sl *slot) {
-	if s.refresh.running || s.save.held != nil || s.closing {
+	if s.closing {
+		return
+	}
+	if s.refresh.running || s.save.held != nil {
+		if sl == nil && !s.refreshing() {
+			s.refreshIn(time.Now(), 0) // else nothing would remind of those who wait for it
+		}
 		return
 	}
 	s.refresh.running, s.refresh.slot = true, sl
@@ -230,6 +232,7 @@ func (s *Session) refreshed(g *grant, err error, took time.Duration) {
 	s.adopt(g)
 	s.refresh.succeeded()
 	use := func() {
+		s.refresh.saving = false
 		s.useAdopted()
 		s.publish()
 		s.observe(Event{Kind: EventTokenRefreshed, Took: took})
@@ -240,6 +243,7 @@ func (s *Session) refreshed(g *grant, err error, took time.Duration) {
 		use()
 		return
 	}
+	s.refresh.saving = true
 	s.changedThen(use)
 }
 
@@ -250,9 +254,11 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 	s.refresh.failures++
 	kind := e.Kind
 	if kind == KindDoubtful {
-		s.refresh.doubtful++
+		if s.refresh.doubtful++; s.refresh.doubtful == 1 {
+			s.refresh.doubtfulSince = time.Now()
+		}
 		switch {
-		case s.refresh.doubtful < doubtfulTries:
+		case s.refresh.doubtful < doubtfulTries || time.Since(s.refresh.doubtfulSince) < doubtfulTime:
 		case s.token == nil:
 			s.keepCopy()
 			kind = KindReauthorize
@@ -280,7 +286,8 @@ func (s *Session) refreshFailed(e *Error, took time.Duration) {
 	}
 	now := time.Now()
 	if s.token != nil && !s.token.expiry.IsZero() {
-		// However long the pause: another attempt before calls begin to fail.
+		// Another attempt before calls begin to fail, where that leaves the shortest
+		// pause and the server has not asked for a longer one.
 		least := refreshRetryMin
 		if e.Kind == KindConfiguration {
 			least = refusedRetryMin

@@ -224,6 +224,51 @@ func TestDoubtfulRefusalsEndALoginOnlyWithItsToken(t *testing.T) {
 	})
 }
 
+// While an ingress or a firewall answers in the server's place, nobody has said
+// anything about the refresh token.
+func TestPageInsteadOfAnAnswerNeverEndsALogin(t *testing.T) {
+	for name, page := range map[string]flowtest.Response{
+		"default backend": {Status: 404, Body: "<html><body><h1>404 Not Found</h1></body></html>"},
+		"firewall":        {Status: 403, Header: http.Header{"Content-Type": {"text/html; charset=utf-8"}}, Body: "Access denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, flowtest.Config{AccessTokenLifetime: time.Minute}, func(w *world) {
+				s, _ := w.loggedIn()
+				w.as.ScriptAlways(flowtest.Refresh, page)
+				w.sleep(time.Hour)
+				w.wantState(s, flow.StateUnavailable)
+				w.wantError(s, flow.CodeInvalidResponse, flow.ActionRetry)
+				w.as.Unscript(flowtest.Refresh)
+				w.sleep(30 * time.Second)
+				w.wantState(s, flow.StateAuthorized)
+				w.wantToken(s)
+				w.wantCount(flowtest.Device, 1)
+			})
+		})
+	}
+}
+
+// A server that starts may refuse for a while what it takes again afterwards.
+func TestDoubtfulRefusalsTakeTimeToCount(t *testing.T) {
+	bubble(t, flowtest.Config{AccessTokenLifetime: 5 * time.Second}, func(w *world) {
+		s, _ := w.loggedIn()
+		w.as.ExpireAccessTokens()
+		w.as.ScriptAlways(flowtest.Refresh, flowtest.ErrorResponse(400, "invalid_request"))
+		if _, err := s.Refresh(w.Context()); err == nil {
+			w.Fatal("no error")
+		}
+		w.sleep(25 * time.Second)
+		if n := w.as.Count(flowtest.Refresh); n < 5 {
+			w.Fatalf("%d attempts", n)
+		}
+		w.wantState(s, flow.StateUnavailable)
+		w.as.Unscript(flowtest.Refresh)
+		w.sleep(30 * time.Second)
+		w.wantToken(s)
+		w.wantCount(flowtest.Device, 1)
+	})
+}
+
 func TestSlowServerDoesNotDisturbCalls(t *testing.T) {
 	for _, latency := range []time.Duration{5 * time.Second, 29 * time.Second, 31 * time.Second} {
 		t.Run(latency.String(), func(t *testing.T) {

@@ -12,6 +12,7 @@ type refreshState struct {
 	running   bool
 	slot      *slot     // that the refresh under way is for; nil: the session's own token
 	trading   bool      // the exchange itself is under way
+	saving    bool      // its token is being saved, or a login's: who waits hears of it then
 	nextBeat  time.Time // of our claim, while trading
 	waited    bool      // in vain, for the claim to be stored
 	gone      claim     // of an instance that did not come to an end
@@ -21,9 +22,11 @@ type refreshState struct {
 	unhurried bool      // the token lapsed before the start: the first who asks makes it due
 	failures  int
 	doubtful  int
-	forced    time.Time // when a 401 last asked for one
-	err       *StatusError
-	replies   []chan error
+	// doubtfulSince is when the first of the doubtful refusals came.
+	doubtfulSince time.Time
+	forced        time.Time // when a 401 last asked for one
+	err           *StatusError
+	replies       []chan error
 }
 
 func (r *refreshState) succeeded() { r.failures, r.doubtful, r.err = 0, 0, nil }
@@ -44,13 +47,30 @@ func (r *refreshState) reply(err error) {
 
 func (s *Session) stepRefresh(now time.Time) {
 	s.stepClaim(now)
-	if s.rec.refresh.IsZero() || s.refresh.running || s.save.held != nil {
+	if s.rec.refresh.IsZero() || s.refresh.running || s.save.held != nil || s.leaves(nil, now) {
 		return
 	}
 	// By either clock: a machine that slept has missed it by the monotonic one, a
 	// clock that was put back by the other.
 	if !now.Before(s.refresh.next) || !s.wall(now).Before(s.refresh.nextWall) {
 		s.startRefresh()
+	}
+}
+
+// leaves reports whether an exchange, for sl or for the session itself, is left to
+// whoever has stored what we cannot open. While instances get another key, or
+// another release, one after the other, that one is ahead of us: it refreshes, we
+// cannot see what comes of it, and the same refresh token used twice ends the login
+// at many servers. But a token that has lapsed or was refused, or a person, has no
+// time to wait until we are reloaded, too.
+func (s *Session) leaves(sl *slot, now time.Time) bool {
+	switch {
+	case !s.save.foreign:
+		return false
+	case sl != nil:
+		return sl.token != nil && now.Sub(sl.forced) >= forcedGap
+	default:
+		return s.token != nil && len(s.refresh.replies) == 0 && now.Sub(s.refresh.forced) >= forcedGap
 	}
 }
 

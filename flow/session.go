@@ -3,7 +3,6 @@ package flow
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -19,9 +18,6 @@ const (
 	// codeWait is how long the caller that starts a login waits for its code.
 	codeWait = 2 * time.Second
 )
-
-// ErrClosed is returned by a session whose Run has ended.
-var ErrClosed = errors.New("the session is closed")
 
 // view is what the rest of the world sees of a session. It is immutable; a new
 // one replaces it at every change.
@@ -103,7 +99,7 @@ func New(cfg Config) (*Session, error) {
 	}
 	fingerprint := cfg.Fingerprint()
 	c := newClient(cfg, fingerprint)
-	c.kin, c.loads = cfg.Kin, new(atomic.Int32)
+	c.kin, c.loads, c.locks = cfg.Kin, new(atomic.Int32), new(atomic.Int32)
 	if c.kin == nil {
 		c.kin = new(Kin)
 	}
@@ -122,7 +118,8 @@ func New(cfg Config) (*Session, error) {
 
 // SetConfig swaps in what does not belong to the login itself: secret, store,
 // transport, observer, policy. It fails for a configuration of another
-// fingerprint. A session that was misconfigured tries again at once.
+// fingerprint, and leaves Config.Kin as it was at [New]. A session that was
+// misconfigured tries again at once.
 func (s *Session) SetConfig(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -134,8 +131,9 @@ func (s *Session) SetConfig(cfg Config) error {
 		return fmt.Errorf("session %s: the new configuration describes another login", cfg.Name)
 	}
 	c := newClient(cfg, fingerprint)
-	c.kin, c.loads = old.kin, old.loads
+	c.kin, c.loads, c.locks = old.kin, old.loads, old.locks
 	s.client.Store(c)
+	c.kin.renew()
 	select {
 	case s.swap <- struct{}{}:
 	default:
@@ -163,29 +161,12 @@ func (s *Session) Unsaved() bool { return s.view.Load().unsaved }
 // Done returns a channel that is closed when Run has ended.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
-// NotReadyError says that there is no usable token and why.
-type NotReadyError struct {
-	Status Status
-	// RetryAfter is when it makes sense to ask again; at least one second.
-	RetryAfter time.Duration
-}
-
-func (e *NotReadyError) Error() string {
-	msg := fmt.Sprintf("session %s has no usable token (%s)", e.Status.Session, e.Status.State)
-	if e.Status.Error != nil {
-		msg += ": " + e.Status.Error.Description
-	}
-	if l := e.Status.Login; l != nil {
-		msg += fmt.Sprintf(": open %s and enter the code %s", clean(l.VerificationURI, 200), clean(l.UserCode, 64))
-	}
-	return msg
-}
-
 // Token returns a usable token. Without one it counts as a demand for a login,
 // waits for a refresh that is under way (at most Config.RefreshWait), and fails
-// with a [*NotReadyError]. ctx bounds the wait of this caller alone.
+// with a [*NotReadyError], which is [ErrClosed] when Run has ended. ctx bounds the
+// wait of this caller alone.
 func (s *Session) Token(ctx context.Context) (*Token, error) {
-	if t := s.view.Load().token; t != nil {
+	if t := s.view.Load().token; t != nil && !s.ended() {
 		return t, nil
 	}
 	return s.Await(ctx, 0)
@@ -196,6 +177,9 @@ func (s *Session) Token(ctx context.Context) (*Token, error) {
 // case, so that the error can name it.
 func (s *Session) Await(ctx context.Context, login time.Duration) (*Token, error) {
 	v := s.view.Load()
+	if s.ended() {
+		return s.last(v.token)
+	}
 	if v.token != nil {
 		return v.token, nil
 	}
@@ -239,29 +223,11 @@ func (s *Session) await(ctx context.Context, most time.Duration, worth func(*vie
 		case <-timer.C:
 			return s.notReady()
 		case <-s.done:
-			return s.notReady()
+			return s.last(v.token)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
-}
-
-func (s *Session) notReady() (*Token, error) {
-	v := s.view.Load()
-	if v.token != nil {
-		return v.token, nil
-	}
-	return nil, &NotReadyError{Status: v.status, RetryAfter: v.status.RetryAfter(time.Now())}
-}
-
-// RetryAfter is when a caller without a token should try again: when the
-// session does, or in a few seconds, between one second and five minutes.
-func (s *Status) RetryAfter(now time.Time) time.Duration {
-	d := 5 * time.Second
-	if s.Error != nil && s.Error.RetryAt != nil {
-		d = s.Error.RetryAt.Sub(now)
-	}
-	return max(time.Second, min(d+time.Second-1, 5*time.Minute)).Truncate(time.Second)
 }
 
 // Demand says that somebody is there who wants a token. With LoginOnDemand it

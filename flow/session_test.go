@@ -194,12 +194,16 @@ func TestCallsAfterTheEndDoNotBlock(t *testing.T) {
 		s, stop := w.run()
 		stop()
 		ctx := context.Background()
-		var notReady *flow.NotReadyError
-		if _, err := s.Token(ctx); !errors.As(err, &notReady) {
-			w.Error(err)
-		}
-		if _, err := s.Await(ctx, time.Hour); !errors.As(err, &notReady) {
-			w.Error(err)
+		other := w.source(s, flow.Want{Audience: "https://a.example"})
+		for name, call := range map[string]func() (*flow.Token, error){
+			"token":                 func() (*flow.Token, error) { return s.Token(ctx) },
+			"await":                 func() (*flow.Token, error) { return s.Await(ctx, time.Hour) },
+			"token for another API": func() (*flow.Token, error) { return other.Token(ctx) },
+		} {
+			var notReady *flow.NotReadyError
+			if _, err := call(); !errors.As(err, &notReady) || !errors.Is(err, flow.ErrClosed) || notReady.RetryAfter < time.Second {
+				w.Errorf("%s: %v", name, err)
+			}
 		}
 		if _, err := s.Login(ctx); !errors.Is(err, flow.ErrClosed) {
 			w.Error(err)
@@ -212,6 +216,53 @@ func TestCallsAfterTheEndDoNotBlock(t *testing.T) {
 		}
 		s.Demand()
 		if err := s.SetConfig(w.cfg); err != nil {
+			w.Error(err)
+		}
+	})
+}
+
+// Requests that outlive their configuration still have the token, and no longer
+// than it lives.
+func TestTokenIsHandedOutAfterTheEndUntilItLapses(t *testing.T) {
+	bubble(t, minute, func(w *world) {
+		s, stop := w.loggedIn()
+		other := w.source(s, apiA)
+		w.wantFor(other, "https://a.example")
+		sources := map[string]flow.Source{"the session": s, "another API": other}
+		stop()
+		for name, src := range sources {
+			token := src.Current()
+			if got, err := src.Token(w.Context()); err != nil || got != token {
+				w.Errorf("%s: %v", name, err)
+			}
+			if got, err := src.Await(w.Context(), time.Minute); err != nil || got != token {
+				w.Errorf("%s: %v", name, err)
+			}
+		}
+		w.sleep(time.Minute)
+		for name, src := range sources {
+			var notReady *flow.NotReadyError
+			if _, err := src.Token(w.Context()); !errors.Is(err, flow.ErrClosed) || !errors.As(err, &notReady) || notReady.Status.State.Usable() {
+				w.Errorf("%s: %v", name, err)
+			}
+			if _, err := src.Await(w.Context(), time.Minute); !errors.Is(err, flow.ErrClosed) {
+				w.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
+func TestEndIsToldToThoseWhoWait(t *testing.T) {
+	bubble(t, flowtest.Config{}, func(w *world) {
+		s, stop := w.run()
+		waited := make(chan error, 1)
+		go func() {
+			_, err := s.Await(context.Background(), time.Hour)
+			waited <- err
+		}()
+		w.sleep(time.Minute)
+		stop()
+		if err := <-waited; !errors.Is(err, flow.ErrClosed) {
 			w.Error(err)
 		}
 	})

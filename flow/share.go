@@ -23,7 +23,7 @@ func (s *Session) look() {
 	s.call(s.jobCtx, storeTimeout, func(ctx context.Context) func() {
 		b, r, err := c.readUnlike(ctx, known)
 		// A configuration with the right key makes another thing of the same bytes.
-		changed := b != nil && (string(b) != seen.Reveal() || sealed != errors.Is(err, errSealed))
+		changed := b != nil && (digestOf(b) != seen || sealed != errors.Is(err, errSealed))
 		if changed && errors.Is(err, ErrRecord) && !leaveAlone(err) {
 			err = c.putAside(ctx, b, err)
 		}
@@ -36,7 +36,7 @@ func (s *Session) look() {
 			default:
 				s.remember(b)
 				if b == nil && err == nil { // somebody has taken it away, or there never was one
-					s.save.freeze(nil)
+					s.save.freeze(nil, nil)
 					s.save.dirty = s.save.dirty || s.rec.worthSaving()
 				}
 				if s.save.err != nil && !s.save.frozen && !s.save.dirty {
@@ -52,9 +52,11 @@ func (s *Session) found(b []byte, r *record, err error) {
 	sealed := s.save.sealed // until now, so that it may have been written long ago
 	// One of many sessions looks seldom.
 	live := time.Since(s.save.looked) < max(liveWithin, 2*s.client.Load().kin.share()) && !sealed
-	s.save.freeze(err)
+	s.save.freeze(b, err)
 	if err != nil {
-		s.remember(b)
+		if errors.Is(err, ErrRecord) { // else it could not be put aside, which is to be tried again
+			s.remember(b)
+		}
 		s.save.dirty = s.save.dirty || s.rec.worthSaving()
 		s.storeFailed(fmt.Errorf("reading: %w", err))
 		s.release()
@@ -203,6 +205,10 @@ func (s *Session) adoptRotation(r *record, live bool) {
 	s.mergePending(&record{pending: pending, failed: r.failed, held: r.held, ended: r.ended}, live)
 }
 
+// maxLocks bounds the attempts to lock at the same time, all but one or two of
+// them abandoned.
+const maxLocks = 8
+
 // lock takes a lock of the store, within wait at most. It returns a function in
 // any case: a lock that cannot be had is done without.
 func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unlock func()) {
@@ -210,10 +216,15 @@ func (c *client) lock(ctx context.Context, name string, wait time.Duration) (unl
 	if !ok {
 		return func() {}
 	}
+	if c.locks.Add(1) > maxLocks {
+		c.locks.Add(-1)
+		return func() {}
+	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	got := make(chan func(), 1)
 	go func() {
+		defer c.locks.Add(-1)
 		unlock, err := l.Lock(ctx, c.storageKey+"."+name)
 		if err != nil {
 			unlock = func() {}

@@ -102,8 +102,8 @@ func (a *Account) completedBy(old *Account) *Account {
 	return &b
 }
 
-// TokenInfo describes the usable access token. ExpiresAt is nil when the server
-// gave no lifetime and there is nothing to refresh with.
+// TokenInfo describes the usable access token. ExpiresAt is nil when the server gave
+// no lifetime, RefreshAt when there is nothing to refresh with.
 type TokenInfo struct {
 	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 	RefreshAt *time.Time `json:"refresh_at,omitempty"`
@@ -115,7 +115,8 @@ type TokenInfo struct {
 // StatusError is the last thing that went wrong and has not healed since.
 type StatusError struct {
 	// Code is an OAuth error code, or one of the package's own: "unreachable",
-	// "storage_failed", "storage_sealed", "configuration", "invalid_response".
+	// "invalid_response", "storage_failed", "storage_sealed", "configuration",
+	// "wrong_account", "account_unknown", "wrong_audience".
 	Code string `json:"code"`
 	// Description says in words what happened. It is bounded and free of
 	// control characters and secrets.

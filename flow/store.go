@@ -10,6 +10,10 @@ import (
 // no value. It is fs.ErrNotExist so that file systems fit as they are.
 var ErrNotFound = fs.ErrNotExist
 
+// MaxRecord is more bytes than any record has, sealed and at a server that sends the
+// longest tokens and names it can. Most have a few thousand.
+const MaxRecord = 8 << 20
+
 // Store keeps records across restarts. Its methods may be called at any time,
 // from several goroutines, and must end when the context does.
 //
@@ -28,6 +32,11 @@ type Store interface {
 // Locker is what a [Store] that several instances share should have, too. Lock
 // waits until nobody else holds the name, or until ctx ends, and returns the
 // function that gives it back.
+//
+// ctx is for the waiting only, and ends as soon as Lock has returned: a lock is
+// held until it is given back, whatever becomes of ctx. A Lock that waits for
+// longer than ctx is not waited for. After eight of those nobody asks it any more
+// until one returns.
 //
 // A lock is a courtesy that spares exchanges with the server: it may fail, hang,
 // be orphaned, or do nothing. Whoever got one loads again before acting, and

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -12,13 +13,24 @@ const (
 	asideSuffix = ".refused" // of the key of a record that is put aside
 )
 
+// digest tells what a store holds from anything else that it may hold. The zero value
+// is that of nothing.
+type digest [sha256.Size]byte
+
+func digestOf(b []byte) digest {
+	if len(b) == 0 {
+		return digest{}
+	}
+	return sha256.Sum256(b)
+}
+
 // read fetches, opens and decodes the record. Without one, all results are nil.
 func (c *client) read(ctx context.Context) ([]byte, *record, error) {
-	return c.readUnlike(ctx, Secret{})
+	return c.readUnlike(ctx, digest{})
 }
 
 // readUnlike is read, but it does not decode what is as it was seen before.
-func (c *client) readUnlike(ctx context.Context, seen Secret) ([]byte, *record, error) {
+func (c *client) readUnlike(ctx context.Context, seen digest) ([]byte, *record, error) {
 	b, err := c.load(ctx)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil, nil
@@ -26,7 +38,7 @@ func (c *client) readUnlike(ctx context.Context, seen Secret) ([]byte, *record, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(b) > 0 && string(b) == seen.Reveal() {
+	if len(b) > 0 && digestOf(b) == seen {
 		return b, nil, nil
 	}
 	plain, stale, err := c.open(b)

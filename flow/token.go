@@ -71,6 +71,12 @@ func (a *answer) grant(op string) (*grant, error) {
 		refresh: NewSecret(f.text("refresh_token")),
 		scope:   f.list("scope"),
 	}
+	if len(g.refresh.Reveal()) > maxToken {
+		// Nobody issues one like that. As the other one it would be sent and stored
+		// over and over; without it, the access token is good while it lasts.
+		g.refresh = Secret{}
+	}
+	a.secrets = append(a.secrets, g.access, g.refresh)
 	unusable := func(description string) error {
 		// The refresh token may be good all the same: whoever gets this error
 		// still finds it in the grant.
@@ -99,7 +105,7 @@ func (a *answer) grant(op string) (*grant, error) {
 	case typ != "" && !isBearer(typ):
 		return g, &Error{
 			Kind: KindConfiguration, Op: op, Code: "unsupported_token_type", Status: a.status,
-			Description: "the server issues tokens of type " + clean(typ, 32) + ", only Bearer can be used",
+			Description: "the server issues tokens of type " + a.told(typ, 32) + ", only Bearer can be used",
 		}
 	}
 	return g, nil
@@ -127,7 +133,7 @@ func bareToken(s string) string {
 // and those of others a | or a colon (RFC 6749 allows all visible characters);
 // but nothing that a reader of the header could take for its end or for a list.
 func bearerSyntax(s string) bool {
-	if strings.TrimRight(s, "=") == "" || len(s) > 256<<10 {
+	if strings.TrimRight(s, "=") == "" || len(s) > maxToken {
 		return false
 	}
 	for i := range len(s) {

@@ -3,22 +3,29 @@ package flow
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
+	"time"
 )
 
 // maxReplay is how much of a request body is kept for a second attempt.
 const maxReplay = 64 << 10
 
 // maxDiscard is how much of a 401's body is read so that its connection can be
-// used again.
-const maxDiscard = 64 << 10
+// used again, and discardTime how long that may take: an API can keep one open.
+const (
+	maxDiscard  = 64 << 10
+	discardTime = 100 * time.Millisecond
+)
 
 // Transport is an http.RoundTripper that adds the access token of a session at the
 // last moment, to a clone, so that nothing before it can see or strip the token.
 // When the API refuses the token (401), it has it replaced once and repeats the
-// request if its body is still at hand.
+// request if its body is still at hand. An http.Client that is redirected to another
+// origin goes there without a token.
 type Transport struct {
 	// Session provides the token: a [*Session], or what its For has for another API.
 	Session Source
@@ -32,6 +39,13 @@ type Transport struct {
 // RoundTrip implements http.RoundTripper. Without a usable token it fails with
 // a [*NotReadyError] and does not contact the API.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Response != nil && strayed(req) {
+		resp, err := t.base().RoundTrip(bare(req))
+		if err == nil {
+			resp.Request = req
+		}
+		return resp, err
+	}
 	token := t.Session.Current()
 	if token == nil {
 		var err error
@@ -40,10 +54,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	base := t.Base
-	if base == nil {
-		base = http.DefaultTransport
-	}
+	base := t.base()
 	out, kept := authorized(req, token)
 	resp, err := base.RoundTrip(out)
 	if err != nil {
@@ -63,8 +74,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if better == nil {
 		return resp, nil // the API's own 401, untouched
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxDiscard)
-	resp.Body.Close()
+	discard(resp)
 	again, _ := authorized(req, better)
 	again.Body, again.Trailer = body, out.Trailer // both are read by now
 	resp, err = base.RoundTrip(again)
@@ -79,6 +89,56 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+func (t *Transport) base() http.RoundTripper {
+	if t.Base == nil {
+		return http.DefaultTransport
+	}
+	return t.Base
+}
+
+// discard gives a connection back without its answer, or closes it where that
+// would take long.
+func discard(resp *http.Response) {
+	if resp.ContentLength <= maxDiscard {
+		timer := time.AfterFunc(discardTime, func() { _ = resp.Body.Close() }) // which ends the reading, too
+		defer timer.Stop()
+		_, _ = io.CopyN(io.Discard, resp.Body, maxDiscard)
+	}
+	_ = resp.Body.Close()
+}
+
+// strayed reports whether an http.Client has been led to another origin than the one
+// that its first request was for. It follows redirects by itself and has its transport
+// do the rest, so that whoever could make the API redirect would be sent the token.
+// One that was led back does not get it either, as with net/http's own handling of
+// credentials: the way there was not of the caller's choosing.
+func strayed(req *http.Request) bool {
+	at := origin(req.URL)
+	for r := req.Response; r != nil && r.Request != nil; r = r.Request.Response {
+		if origin(r.Request.URL) != at {
+			return true
+		}
+	}
+	return false
+}
+
+// origin is scheme, host and port, in one spelling.
+func origin(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// bare is req without any credential.
+func bare(req *http.Request) *http.Request {
+	out := req.WithContext(req.Context())
+	out.Header = make(http.Header, len(req.Header))
+	copyWithoutCredentials(out.Header, req.Header)
+	return out
+}
+
 // authorized is a shallow copy of req with the token as its only credential. It
 // has a header map of its own, since net/http may read the old one for longer
 // than RoundTrip runs.
@@ -90,18 +150,14 @@ func authorized(req *http.Request, token *Token) (*http.Request, *keptBody) {
 	out := &made.Request
 	*out = *req //nolint:govet // all of it is read, by the transport below
 	out.Header = make(http.Header, len(req.Header)+1)
-	for k, v := range req.Header {
-		if !IsCredential(k) {
-			out.Header[k] = v
-		}
-	}
+	copyWithoutCredentials(out.Header, req.Header)
 	token.setHeader(out.Header, &made.value)
 
 	if req.Trailer != nil {
 		out.Trailer = nil
 		if len(req.Trailer) > 0 || req.Body != nil { // Caddy makes one for each request
 			out.Trailer = make(http.Header, len(req.Trailer))
-			copyTrailer(out.Trailer, req.Trailer)
+			copyWithoutCredentials(out.Trailer, req.Trailer)
 		}
 	}
 	if req.Body == nil || req.Body == http.NoBody {
@@ -124,13 +180,18 @@ func IsCredential(name string) bool {
 	if len(name) < len("Authorization") {
 		return false
 	}
+	switch name[0] | 0x20 { // in lower case: most fields begin with another letter
+	case 'a', 'p', '-', '_' | 0x20:
+	default:
+		return false
+	}
 	name = strings.Trim(strings.ReplaceAll(name, "_", "-"), "-")
 	return strings.EqualFold(name, "Authorization") || strings.EqualFold(name, "Proxy-Authorization")
 }
 
-// copyTrailer leaves out credentials, which must not arrive by the back door
-// (RFC 9110 §6.5.1).
-func copyTrailer(dst, src http.Header) {
+// copyWithoutCredentials leaves out credentials. In a trailer, they must not arrive by the
+// back door (RFC 9110 §6.5.1).
+func copyWithoutCredentials(dst, src http.Header) {
 	for k, v := range src {
 		if !IsCredential(k) {
 			dst[k] = v
@@ -168,7 +229,7 @@ func (b *keptBody) Read(p []byte) (int, error) {
 		b.ended = true
 		if b.source != nil {
 			clear(b.trailer)
-			copyTrailer(b.trailer, b.source.Trailer)
+			copyWithoutCredentials(b.trailer, b.source.Trailer)
 		}
 	}
 	return n, err

@@ -249,3 +249,15 @@ func TestRejectedTokenIsReplacedAndTheRequestRepeated(t *testing.T) {
 		t.Fatalf("%d refreshes", n)
 	}
 }
+
+func TestCredentialsAreKnownInEachSpelling(t *testing.T) {
+	for name, want := range map[string]bool{
+		"Authorization": true, "authorization": true, "AUTHORIZATION": true, "Authorization_": true, "_Authorization": true, "-authorization-": true,
+		"Proxy-Authorization": true, "proxy_authorization": true, "_Proxy_Authorization_": true,
+		"X-Authorization": false, "Authorizations": false, "Accept-Encoding": false, "Proxy-Authenticate": false, "": false, "X-Forwarded-For": false,
+	} {
+		if flow.IsCredential(name) != want {
+			t.Errorf("%q: %t", name, !want)
+		}
+	}
+}

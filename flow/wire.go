@@ -24,6 +24,16 @@ const (
 	defaultCodeLifetime = 15 * time.Minute // for servers that leave out the required expires_in
 )
 
+// How long, in bytes, what is kept of an answer can be at most. It stands in the
+// record, where a control character is six bytes, and on pages.
+const (
+	maxUserCode = 256
+	maxURI      = 8 << 10
+	maxCode     = 16 << 10
+	maxToken    = 256 << 10 // a refresh token is not to be lost; some are JWTs with a person's groups in it
+	maxList     = 16 << 10
+)
+
 // fields is an answer of an authorization server, whatever its encoding. Names
 // are compared without case and underscores: servers send verification_uri and
 // verificationUri.
@@ -34,7 +44,7 @@ func fieldName(s string) string { return strings.ToLower(strings.ReplaceAll(s, "
 // decodeFields reads JSON, or a form for servers that answer so (GitHub without
 // an Accept header). ok is false for anything else, HTML and the empty body included.
 func decodeFields(contentType string, body []byte) (f fields, ok bool) {
-	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")))
+	body = trimText(body)
 	if len(body) == 0 {
 		return nil, false
 	}
@@ -68,6 +78,9 @@ func decodeFields(contentType string, body []byte) (f fields, ok bool) {
 	}
 	return normalize(m), true
 }
+
+// trimText leaves out what can stand around a text: a byte order mark, white space.
+func trimText(b []byte) []byte { return bytes.TrimSpace(bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))) }
 
 // maxValues is more than any response has. A megabyte of tiny values would take
 // fifty times its size in memory.
@@ -194,21 +207,27 @@ func (f fields) seconds(max time.Duration, names ...string) (d time.Duration, ok
 	return 0, false
 }
 
-// list is a string split at spaces and commas, or an array of strings.
+// list is a string split at spaces and commas, or an array of strings; of a long
+// one, the beginning.
 func (f fields) list(name string) []string {
+	var out []string
 	switch v := f[fieldName(name)].(type) {
 	case string:
-		return strings.FieldsFunc(v, func(r rune) bool { return r == ' ' || r == ',' })
+		out = strings.FieldsFunc(v, func(r rune) bool { return r == ' ' || r == ',' })
 	case []any:
-		var out []string
 		for _, x := range v {
 			if s, ok := x.(string); ok && s != "" {
 				out = append(out, s)
 			}
 		}
-		return out
 	}
-	return nil
+	size := 0
+	for i, s := range out {
+		if size += len(s) + 1; size > maxList {
+			return out[:i:i]
+		}
+	}
+	return out
 }
 
 func firstOf(in ...string) string {

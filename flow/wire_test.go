@@ -105,6 +105,7 @@ func TestErrorsAsServersSendThem(t *testing.T) {
 		{opRefresh, 200, nil, `"access_token"`, KindTemporary},
 		{opRefresh, 200, nil, `null`, KindTemporary},
 		{opRefresh, 204, nil, ``, KindTemporary},
+		{opRefresh, 404, htmlType, `<html>`, KindTemporary},
 		{opPoll, 404, htmlType, `<html>nothing here</html>`, KindTemporary},
 		{opPoll, 400, nil, ``, KindTemporary},
 		{opDevice, 200, nil, `{"user_code":"A","verification_uri":"https://as.example/d"}`, KindTemporary},
@@ -115,7 +116,6 @@ func TestErrorsAsServersSendThem(t *testing.T) {
 		{opRefresh, 400, nil, `{"error":"invalid_request"}`, KindDoubtful},
 		{opRefresh, 400, nil, `{"error":"The refresh token is no longer good."}`, KindDoubtful},
 		{opRefresh, 400, nil, ``, KindDoubtful},
-		{opRefresh, 404, htmlType, `<html>`, KindDoubtful},
 		{opRefresh, 403, nil, `{"error":"access_denied"}`, KindDoubtful},
 		// The client itself.
 		{opRefresh, 401, nil, `{"error":"invalid_client"}`, KindConfiguration},

@@ -81,7 +81,13 @@ func (b *bench) surroundings(_ context.Context, _ *results) (err error) {
 		return err
 	}
 	config := nginxConfig(`
-	server { listen ` + b.open + `; location / { return 200 "hello, world\n"; } }
+	server {
+		listen ` + b.open + `;
+		location / {
+			if ($http_authorization !~ "^Bearer .") { return 200 "hello, world\n"; }
+			return 200 "hello, world\n";
+		}
+	}
 	server {
 		listen ` + b.guarded + `;
 		location / {

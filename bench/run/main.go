@@ -1,5 +1,5 @@
 // Command run measures everything that docs/performance.md states and writes it there: the section between the two
-// markers, and the plots beside it.
+// markers, and the plots beside it. The README gets one table of it.
 //
 //	go run ./bench/run [-quick] [-docs docs]
 //	go run ./bench/run [-quick] [-connections 32] -a COMMAND -b COMMAND

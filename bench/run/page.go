@@ -19,15 +19,13 @@ const (
 	ends     = "<!-- measured: up to here -->\n"
 )
 
-// write puts the section into the page, and the plots beside it.
+// write puts the section into the page, the plots beside it, and a summary into the README above.
 func (r *results) write(docs string) error {
-	name := filepath.Join(docs, pageName)
-	page, err := os.ReadFile(name)
-	if err != nil {
+	if err := edit(filepath.Join(docs, pageName), r.section()); err != nil {
 		return err
 	}
-	if page, err = replaceSection(page, r.section()); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	if err := edit(filepath.Join(docs, "..", "README.md"), r.summary()); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Join(docs, plotsDir), 0o755); err != nil {
 		return err
@@ -36,6 +34,18 @@ func (r *results) write(docs string) error {
 		if err := os.WriteFile(filepath.Join(docs, plotsDir, file), []byte(plot), 0o644); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// edit replaces what stands between the markers of a page.
+func edit(name, section string) error {
+	page, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if page, err = replaceSection(page, section); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return os.WriteFile(name, page, 0o644)
 }
@@ -65,6 +75,26 @@ func (r *results) section() string {
 	r.refreshTable(&out)
 	r.crowdTable(&out)
 	r.functionTable(&out)
+	return out.String()
+}
+
+// summary is the one table that the README has.
+func (r *results) summary() string {
+	var out strings.Builder
+	out.WriteString("\n| CPU per request, plain Caddy = 1 |")
+	for _, connections := range r.plan.connections {
+		fmt.Fprintf(&out, " %d connections |", connections)
+	}
+	out.WriteString("\n|---|" + strings.Repeat("--:|", len(r.plan.connections)) + "\n")
+	for _, c := range r.contestants {
+		fmt.Fprintf(&out, "| %s |", strings.ReplaceAll(c.name, oursName, "**"+oursName+"**"))
+		for _, connections := range r.plan.connections {
+			cpu, _, _ := r.against(c, connections, lab.CPU)
+			fmt.Fprintf(&out, " %.2f |", cpu.Mid)
+		}
+		out.WriteString("\n")
+	}
+	fmt.Fprintf(&out, "\nMeasured on %s: %s.\n\n", r.at.UTC().Format("2 January 2006"), &r.machine)
 	return out.String()
 }
 
@@ -123,8 +153,9 @@ func (r *results) refreshTable(out *strings.Builder) {
 func (r *results) crowdTable(out *strings.Builder) {
 	out.WriteString("\n### One login per device\n\n")
 	fmt.Fprintf(out, "`session_key` with so many devices, each with its own stored login, that call one after the other over %d connections;\n", keyedConnections)
-	fmt.Fprintf(out, "%d slices of %v each, in turns. Memory when all have called once, before the load; in memory: how long that first round took.\n\n", r.plan.rounds, r.plan.slice)
-	out.WriteString("| devices | CPU per request | more than with one | p50 | p99 | memory | per device | in memory after |\n|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(out, "%d times %d slices of %v each. The mean has all slices, those in which the garbage collector marks the sessions, too.\n", stretches, r.plan.rounds, r.plan.slice)
+	out.WriteString("Memory when all have called once, before the load; in memory: how long that first round took.\n\n")
+	out.WriteString("| devices | CPU per request | more than with one | mean | p50 | p99 | memory | per device | in memory after |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for i, c := range r.crowds {
 		kept, _ := lab.Quiet(c.slices)
 		mid := func(of func(lab.Slice) float64) float64 { return lab.SpreadOf(lab.Each(kept, of)).Mid }
@@ -133,7 +164,7 @@ func (r *results) crowdTable(out *strings.Builder) {
 			cpu, kib := r.perDevice(i)
 			more, each = fmt.Sprintf("%+.1f µs (%+.1f – %+.1f)", cpu.Mid, cpu.Low, cpu.High), fmt.Sprintf("%.1f KiB", kib)
 		}
-		fmt.Fprintf(out, "| %d | %.1f µs | %s | %.2f ms | %.2f ms | %.0f MiB | %s | %.1f s |\n", c.devices, mid(lab.CPU), more, mid(lab.P50), mid(lab.P99),
+		fmt.Fprintf(out, "| %d | %.1f µs | %s | %.1f µs | %.2f ms | %.2f ms | %.0f MiB | %s | %.1f s |\n", c.devices, mid(lab.CPU), more, c.mean(), mid(lab.P50), mid(lab.P99),
 			c.memory.Own, each, c.loaded.Seconds())
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/deviceflow/caddy-deviceflow/bench/lab"
@@ -13,6 +14,9 @@ import (
 
 // profile is the operator's, as in the Dockerfile and deploy/systemd.
 var profile = []string{"GOGC=400", "GOMEMLIMIT=256MiB"}
+
+// oneCore is what may be added where a core is enough for all calls.
+const oneCore = "GOMAXPROCS=1"
 
 // contestant is a server in the table of requests.
 type contestant struct {
@@ -29,6 +33,7 @@ const (
 	stockName   = "Caddy"
 	oursName    = "device_flow"
 	profileName = "device_flow, operator's profile"
+	oneCoreName = "device_flow, operator's profile, one core"
 )
 
 // contestants starts them. What they have in common: the upstream, and that each request leaves with a bearer token
@@ -88,6 +93,12 @@ backend api
 		}},
 		{name: profileName, env: profile, file: "Caddyfile", make: func(_, address string) (string, []string) {
 			return caddyfile(address, deviceFlow(b.guarded, b.issuer)), runCaddy(b.full)
+		}},
+		{name: oneCoreName, env: append(slices.Clone(profile), oneCore), file: "Caddyfile", make: func(_, address string) (string, []string) {
+			return caddyfile(address, deviceFlow(b.guarded, b.issuer)), runCaddy(b.full)
+		}},
+		{name: "device_flow, slim", file: "Caddyfile", make: func(_, address string) (string, []string) {
+			return caddyfile(address, deviceFlow(b.guarded, b.issuer)), runCaddy(b.slim)
 		}},
 	} {
 		folder, err := b.place(fmt.Sprint("contestant", len(all)))

@@ -130,6 +130,8 @@ func (r *results) goals() string {
 		{oursName, map[int]float64{32: 1, 128: 0.85, 256: 0.75}, lab.CPU, "CPU per request", false},
 		{profileName, map[int]float64{32: 0.8, 128: 0.62, 256: 0.6}, lab.CPU, "CPU per request", false},
 		{profileName, map[int]float64{32: 1.15, 128: 1.45, 256: 1.5}, lab.Throughput, "throughput", true},
+		{oneCoreName, map[int]float64{32: 0.8, 128: 0.62, 256: 0.6}, lab.CPU, "CPU per request", false},
+		{oneCoreName, map[int]float64{32: 1.15, 128: 1.45, 256: 1.5}, lab.Throughput, "throughput", true},
 	} {
 		for _, connections := range r.plan.connections {
 			got, _, _ := r.against(r.contestant(g.name), connections, g.of)

@@ -12,7 +12,7 @@ import (
 // made is what a run might find: ours at 0.9 of the plain Caddy, with one pair disturbed that would spoil it.
 func made() *results {
 	r := &results{at: time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC), took: 13 * time.Minute, plan: brief, sizes: []float64{52, 53, 44}}
-	for _, name := range []string{"nginx, static header", stockName, oursName, profileName} {
+	for _, name := range []string{"nginx, static header", stockName, oursName, profileName, oneCoreName} {
 		c := &contestant{name: name, slices: make(map[int][]lab.Slice), memory: map[int]lab.Memory{}}
 		for _, n := range r.plan.connections {
 			for i := range 5 {
@@ -22,7 +22,7 @@ func made() *results {
 					s.CPU, s.Others = 900, 0.5
 				case name == oursName:
 					s.CPU = 90
-				case name == profileName:
+				case name == profileName, name == oneCoreName:
 					s.CPU, s.Throughput = 50, 2000
 				}
 				c.slices[n] = append(c.slices[n], s)
@@ -50,8 +50,9 @@ func made() *results {
 			c.memory.Own += 20
 		}
 		for range 3 {
-			c.slices = append(c.slices, lab.Slice{CPU: 50 + float64(devices)/2000})
+			c.slices = append(c.slices, lab.Slice{CPU: 50 + float64(devices)/2000, Throughput: 10, Length: time.Second})
 		}
+		c.slices[2].CPU, c.slices[2].Throughput = c.slices[2].CPU+1, 20 // the collector works
 		r.crowds = append(r.crowds, c)
 	}
 	r.functions = []*function{{name: "Guard", ns: []float64{1, 2, 3}, allocated: []float64{0}, allocations: 0}}
@@ -62,10 +63,10 @@ func TestTheSectionStatesMediansOfUndisturbedPairs(t *testing.T) {
 	text := made().section()
 	for _, want := range []string{
 		"| **device_flow** | 90.0 µs | 0.90 (0.90–0.90) | 1000 | 1.00 (1.00–1.00) | 1.00 ms | 2.00 ms | 0 MiB | 4 |",
-		"In 3 of 78 slices", "32 connections:", "256 connections:",
+		"In 3 of 93 slices", "32 connections:", "256 connections:",
 		"| device_flow, slim | 20.0 ms | 0.50 (0.50–0.50) | 44.0 MB | 4.0 MiB | 0.40 | 50 MiB |",
 		"| herder | 0.00 ms | 0.00 ms | 11.00 ms | 1.10 (1.10–1.10) |",
-		"| 1001 | 50.5 µs | +0.5 µs (+0.5 – +0.5) | 0.00 ms | 0.00 ms | 30 MiB | 20.5 KiB | 1.0 s |",
+		"| 1001 | 50.5 µs | +0.5 µs (+0.5 – +0.5) | 51.0 µs | 0.00 ms | 0.00 ms | 30 MiB | 20.5 KiB | 1.0 s |",
 		"| Guard | 2.0 ns | 0 B | 0 |",
 	} {
 		if !strings.Contains(text, want) {
@@ -74,6 +75,18 @@ func TestTheSectionStatesMediansOfUndisturbedPairs(t *testing.T) {
 	}
 	if strings.Contains(text, "NaN") || strings.Contains(text, "not quiet") {
 		t.Error(text)
+	}
+}
+
+func TestTheSummaryHasARowForEachContestant(t *testing.T) {
+	text := made().summary()
+	for _, want := range []string{
+		"| CPU per request, plain Caddy = 1 | 32 connections | 128 connections | 256 connections |\n|---|--:|--:|--:|\n",
+		"| nginx, static header | 1.00 | 1.00 | 1.00 |", "| **device_flow** | 0.90 | 0.90 | 0.90 |", "| **device_flow**, operator's profile | 0.50 | 0.50 | 0.50 |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
 	}
 }
 

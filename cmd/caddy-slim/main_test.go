@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/deviceflow/caddy-deviceflow/cmd/caddy-slim/headroom"
 )
 
 const tags = "nobadger,nomysql,nopgx" // as xcaddy.sh has them
@@ -166,4 +169,18 @@ func read(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+func TestOneCoreIsEnoughUnlessSomebodySaysOtherwise(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer func(n int) { headroom.Cores = n }(headroom.Cores)
+	headroom.Cores = 3 // as Go has it of GOMAXPROCS=3
+	t.Setenv("GOMAXPROCS", "")
+	if takeCores(); runtime.GOMAXPROCS(0) != 1 {
+		t.Errorf("it takes %d", runtime.GOMAXPROCS(0))
+	}
+	t.Setenv("GOMAXPROCS", "3")
+	if takeCores(); runtime.GOMAXPROCS(0) != 3 {
+		t.Errorf("with GOMAXPROCS=3 it takes %d", runtime.GOMAXPROCS(0))
+	}
 }

@@ -37,10 +37,6 @@ func New(ctx context.Context, from flow.Source, wait time.Duration) oauth2.Token
 	return &source{ctx: ctx, from: from, wait: wait}
 }
 
-// ownerPause is more than a session needs to take a token out of use that has
-// lapsed: if one is there for longer, nobody looks after it.
-const ownerPause = 5 * time.Second
-
 type source struct {
 	ctx  context.Context
 	from flow.Source
@@ -55,10 +51,6 @@ func (s *source) Token() (*oauth2.Token, error) {
 	t, err := s.from.Await(s.ctx, s.wait)
 	if err != nil {
 		return nil, fmt.Errorf("token source: %w", err)
-	}
-	if end := t.Expiry(); !end.IsZero() && time.Now().After(end.Add(ownerPause)) {
-		return nil, fmt.Errorf("token source: the token lapsed at %s and nobody has refreshed it: keep the session's Run going: %w",
-			end.Format(time.RFC3339), flow.ErrClosed)
 	}
 	return &oauth2.Token{AccessToken: t.Value().Reveal(), TokenType: "Bearer", Expiry: t.Expiry()}, nil
 }

@@ -203,6 +203,28 @@ func TestNoStaleTokenAfterTheSessionHasEnded(t *testing.T) {
 	})
 }
 
+// lastToken hands out one token whatever the time is.
+type lastToken struct {
+	flow.Source
+	token *flow.Token
+}
+
+func (s lastToken) Await(context.Context, time.Duration) (*flow.Token, error) { return s.token, nil }
+
+// A clock that is put forward says nothing about the session, which sees to that.
+func TestTheSessionSaysWhetherATokenIsGood(t *testing.T) {
+	session(t, flowtest.Config{AutoApprove: true, AccessTokenLifetime: time.Minute}, func(ctx context.Context, as *flowtest.Server, s *flow.Session) {
+		got, err := s.Await(ctx, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if token(t, tokensource.New(ctx, lastToken{s, got}, 0)).AccessToken != got.Value().Reveal() {
+			t.Error("another token")
+		}
+	})
+}
+
 // docs/library.md shows the example as it is compiled and run here.
 func TestThePageShowsTheExample(t *testing.T) {
 	page, err := os.ReadFile("../../docs/library.md")

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package headroom
+
+import "testing"
+
+func requireHugePages(*testing.T, bool) {}
