@@ -38,7 +38,7 @@ build: ## ./caddy with the modules, by xcaddy
 slim: ## ./caddy-slim, for small devices
 	./xcaddy.sh --slim caddy-slim
 
-bench: ## docs/performance.md anew: a quarter of an hour, on a quiet Linux
+bench: ## docs/performance.md anew: twenty minutes, on a quiet Linux
 	go run ./bench/run
 
 demo: ## everything in one process, without any account

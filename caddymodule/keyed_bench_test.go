@@ -18,7 +18,7 @@ import (
 // warm is a handler and so many requests, each of another device, which has its token;
 // or it is the handler of one session for all.
 func warm(tb testing.TB, as *flowtest.Server, n int, byKey bool) (*Handler, []*http.Request) {
-	k := newKeyed(as, 1000)
+	k := newKeyed(as, max(n, 1000))
 	k.session.cfg.Store = everybody{k.session.cfg.Fingerprint(), time.Now()}
 	if err := k.attach(); err != nil {
 		tb.Fatal(err)
@@ -61,7 +61,7 @@ func BenchmarkKeyedRequest(b *testing.B) {
 	for _, c := range []struct {
 		n     int
 		byKey bool
-	}{{1, false}, {1, true}, {1000, false}, {1000, true}} {
+	}{{1, false}, {1, true}, {1000, false}, {1000, true}, {100000, false}, {100000, true}} {
 		b.Run(fmt.Sprintf("requests=%d/byKey=%t", c.n, c.byKey), func(b *testing.B) {
 			h, requests := warm(b, as, c.n, c.byKey)
 			upstream := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })

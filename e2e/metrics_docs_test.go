@@ -195,7 +195,7 @@ func TestDocumentedProbesKnowWaitingFromDead(t *testing.T) {
 	if !strings.Contains(exampleFile(t, "docs/monitoring.md"), probes) || !strings.Contains(exampleFile(t, "Dockerfile"), healthz) {
 		t.Fatal("these are not the documented probes")
 	}
-	as := startAS(t, 6*time.Second, byHand)
+	as := startAS(t, 10*time.Second, byHand)
 	a := startAPI(t, as.ValidToken)
 	c := startCaddy(t, site("device", "offline_access"), as.Issuer(), a.URL)
 	asked := map[string]bool{}
@@ -230,6 +230,7 @@ func TestDocumentedProbesKnowWaitingFromDead(t *testing.T) {
 	as.ApproveAll()
 	probe("authorized", true)
 	down(as)
+	_ = c.ask(t, http.MethodPost, "/device_flow/sessions/default/refresh") // at its own time, little of the token is left
 	probe("degraded", true)
 	probe("unavailable", false)
 	for _, row := range table(t, "metric") {

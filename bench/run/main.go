@@ -6,7 +6,7 @@
 //
 // The second compares two servers only, binaries or configurations, and prints what it finds.
 // It needs Linux, and Debian's nginx-light and haproxy (or the programs by these names). It builds what it measures,
-// and all of that runs on loopback, on ports and in folders of its own. The whole takes a quarter of an hour, in which
+// and all of that runs on loopback, on ports and in folders of its own. The whole takes twenty minutes, in which
 // the machine should have nothing else to do. With -quick it takes two minutes, its figures mean little, and they go to
 // the standard output alone.
 package main
@@ -66,7 +66,7 @@ type plan struct {
 
 var (
 	whole = plan{
-		slice: time.Second, rounds: 15, warmUp: 2, connections: []int{32, 128, 256}, starts: 40, idle: 8 * time.Second,
+		slice: time.Second, rounds: 24, warmUp: 2, connections: []int{32, 128, 256}, starts: 40, idle: 8 * time.Second,
 		herd: 4 * time.Second, herds: 10, benchTime: "200ms", benchCount: 5, keyed: []int{1, 1000, 100000},
 	}
 	brief = plan{
@@ -80,7 +80,7 @@ func run(ctx context.Context, p plan, quick bool, docs string) (err error) {
 	if !quick && docs == "" {
 		docs = "docs"
 	}
-	if docs != "" { // a quarter of an hour later is late to find out
+	if docs != "" { // twenty minutes later is late to find out
 		if _, err := os.Stat(filepath.Join(docs, pageName)); err != nil {
 			return fmt.Errorf("-docs: %w (run it in the root of the checkout)", err)
 		}
