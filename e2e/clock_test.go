@@ -226,24 +226,24 @@ func TestClockJumpsAnHourWhileRunning(t *testing.T) {
 	// The machine has slept for an hour. Timers sleep with it, but not for long: the session looks once a second.
 	as.ExpireAccessTokens()
 	jump(time.Hour)
-	requireNewToken(4*time.Second, 1)
+	requireNewToken(patience, 1)
 
 	// The clock was put right, and the token is good all the same. The server is slow: callers wait.
 	as.Script(flowtest.Refresh, flowtest.Response{Delay: time.Second, Pass: true})
 	jump(time.Hour)
-	requireNewToken(4*time.Second, 2)
+	requireNewToken(patience, 2)
 
 	// The server is out of reach: the token that is good all the same is used on.
 	down(as)
 	tried := as.Count(flowtest.Refresh)
 	jump(time.Hour)
-	eventually(t, 4*time.Second, "a refresh is tried", func() bool { return as.Count(flowtest.Refresh) > tried })
-	eventually(t, 4*time.Second, "the token is used on", func() bool {
+	eventually(t, patience, "a refresh is tried", func() bool { return as.Count(flowtest.Refresh) > tried })
+	eventually(t, patience, "the token is used on", func() bool {
 		s := c.status(t)
 		return s.State == "degraded" && s.Token != nil && time.Until(s.Token.ExpiresAt)-wrong > 0
 	})
 	up(as)
-	requireNewToken(10*time.Second, 3)
+	requireNewToken(patience, 3)
 
 	jump(-3 * time.Hour)
 	<-time.After(2 * time.Second)
@@ -260,12 +260,13 @@ func TestClockTwoMinutesOff(t *testing.T) {
 	parallel(t, clockCaddy)
 	const lifetime = 3 * time.Second
 	type machine struct {
-		name  string
-		wrong time.Duration
-		as    *flowtest.Server
-		c     *caddy
-		clock wallClock
-		calls *traffic
+		name   string
+		wrong  time.Duration
+		as     *flowtest.Server
+		issued *issued
+		c      *caddy
+		clock  wallClock
+		calls  *traffic
 	}
 	machines := []*machine{{name: "fast", wrong: 2 * time.Minute}, {name: "slow", wrong: -2 * time.Minute}}
 	call := func() {
@@ -281,6 +282,7 @@ func TestClockTwoMinutesOff(t *testing.T) {
 	}
 	for _, m := range machines {
 		m.as = startAS(t, lifetime, byHand, func(c *flowtest.Config) { c.CodeLifetime = time.Minute })
+		m.issued = watchIssued(m.as)
 		m.c = newCaddy(t, site("device", "offline_access"), m.as.Issuer(), startAPI(t, m.as.ValidToken).URL)
 		m.clock = newWallClock(t, m.c)
 		m.clock.set(t, m.wrong)
@@ -298,10 +300,12 @@ func TestClockTwoMinutesOff(t *testing.T) {
 	<-time.After(time.Duration(lifetimes) * lifetime)
 	requireGood("over many tokens")
 	for i, m := range machines {
-		// A token is renewed at 70 to 85 % of its lifetime.
-		if n, most := m.as.Stats().Refreshes-before[i], lifetimes*14/10+2; n < lifetimes || n > most {
-			t.Errorf("%s: %d refreshes in %d lifetimes, want %d to %d", m.name, n, lifetimes, lifetimes, most)
+		// A token is renewed at 70 to 85 % of its lifetime, or a little later on a busy machine.
+		if n, least, most := m.as.Stats().Refreshes-before[i], lifetimes*3/4, lifetimes*14/10+2; n < least || n > most {
+			t.Errorf("%s: %d refreshes in %d lifetimes, want %d to %d", m.name, n, lifetimes, least, most)
 		}
+		// A kill in the midst of a refresh leaves a lock behind, which holds the next one up for seconds.
+		m.issued.awaitSaved(t, filepath.Dir(recordsOf(m.c)), patience)
 		m.c.kill(t)
 		m.c.start(t)
 	}

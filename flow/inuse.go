@@ -40,6 +40,7 @@ func (s *Session) useAdopted() {
 	r, now := s.rec, time.Now()
 	if bearerSyntax(r.access.Reveal()) && (r.expiry.IsZero() || s.wall(now).Before(r.expiry) && now.Before(s.lapses)) {
 		s.token = newToken(r.access, r.expiry, s.lapses)
+		r.access = s.token.value // the same text, once
 	}
 }
 

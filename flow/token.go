@@ -23,8 +23,18 @@ type Token struct {
 	lapses time.Time // the same moment by the monotonic clock, which a corrected clock does not move
 }
 
+// newToken makes a token of one piece of memory, with its text in it once: there may be
+// one for each of a hundred thousand devices, and each request looks there.
 func newToken(value Secret, expiry, lapses time.Time) *Token {
-	return &Token{value: value, header: NewSecret("Bearer " + value.Reveal()), expiry: expiry, lapses: lapses}
+	const scheme = "Bearer "
+	made := new(struct {
+		Token
+		header, value string
+	})
+	made.header = scheme + value.Reveal()
+	made.value = made.header[len(scheme):]
+	made.Token = Token{value: Secret{&made.value}, header: Secret{&made.header}, expiry: expiry, lapses: lapses}
+	return &made.Token
 }
 
 // Value is the access token.
