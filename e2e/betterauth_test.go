@@ -15,7 +15,7 @@ func startBetterAuth(t *testing.T, lifetime time.Duration, settings ...string) *
 // The issuer has a path here, so its metadata is at an address of RFC 8414's own making.
 func TestWholeLifeAtBetterAuth(t *testing.T) {
 	parallel(t, installProvider)
-	p := startBetterAuth(t, 4*time.Second)
+	p := startBetterAuth(t, 8*time.Second)
 	wholeLife(t, p, site(providerClient, "openid offline_access profile email"), func(s status) {
 		p.decide(t, s.Login.UserCode, "allow")
 	})

@@ -110,7 +110,7 @@ func TestSigningClientAgainstAThirdParty(t *testing.T) {
 	for name, key := range map[string]crypto.Signer{"ES256": ec, "RS256": rs, "EdDSA": ed} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := startProvider(t, 4*time.Second, "CLIENT_AUTH=private_key_jwt", "CLIENT_JWKS="+jwks(t, jose.JSONWebKey{Key: key.Public(), Use: "sig"}))
+			p := startProvider(t, 8*time.Second, "CLIENT_AUTH=private_key_jwt", "CLIENT_JWKS="+jwks(t, jose.JSONWebKey{Key: key.Public(), Use: "sig"}))
 			a := startAPI(t, p.valid)
 			c := newCaddy(t, authenticated("client_auth private_key_jwt\n\t\tclient_key {$HOME}/client-key.pem"), p.issuer, a.URL)
 			der, err := x509.MarshalPKCS8PrivateKey(key)
@@ -166,7 +166,7 @@ func TestClientWithACertificateAgainstAThirdParty(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	p := startProvider(t, 4*time.Second, "CLIENT_AUTH=self_signed_tls_client_auth", "CLIENT_JWKS="+string(keys),
+	p := startProvider(t, 8*time.Second, "CLIENT_AUTH=self_signed_tls_client_auth", "CLIENT_JWKS="+string(keys),
 		"TLS_CERT="+filepath.Join(dir, "server.pem"), "TLS_KEY="+filepath.Join(dir, "server-key.pem"))
 	a := startAPI(t, p.valid)
 	c := newCaddy(t, authenticated(`client_auth tls

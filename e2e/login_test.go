@@ -12,7 +12,9 @@ import (
 // calls, an operator approves once, and from then on every call is served, over renewed tokens and a power cut.
 func TestLoginThenEveryCallIsAuthenticated(t *testing.T) {
 	parallel(t, installProvider)
-	p := startProvider(t, 4*time.Second)
+	// Shorter ones would lapse here before they are due to be renewed: the provider counts whole seconds, and of the
+	// second it is in from its beginning.
+	p := startProvider(t, 8*time.Second)
 	a := startAPI(t, p.valid)
 	c := startCaddy(t, site(providerClient, "openid offline_access profile email"), p.issuer, a.URL)
 
