@@ -1,9 +1,7 @@
 package flow_test
 
 import (
-	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/deviceflow/caddy-deviceflow/flow"
@@ -12,31 +10,11 @@ import (
 
 func TestRecordFromTheFutureIsRefreshedAtOnce(t *testing.T) {
 	future := func(t *testing.T, later time.Duration, f func(w *world, s *flow.Session)) {
-		bubble(t, flowtest.Config{}, func(w *world) {
-			_, stop := w.loggedIn()
-			stop()
-			w.sleep(later)
-			s, err := flow.New(w.cfg)
-			if err != nil {
-				w.Fatal(err)
-			}
-			s.Skew(-26 * 365 * 24 * time.Hour)
-			f(w, s)
-		})
-	}
-	run := func(w *world, s *flow.Session) {
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			s.Run(ctx)
-		}()
-		w.Cleanup(func() { cancel(); <-done })
-		synctest.Wait()
+		bubble(t, flowtest.Config{}, func(w *world) { f(w, w.madeIn1970(later)) })
 	}
 	t.Run("a good token", func(t *testing.T) {
 		future(t, time.Minute, func(w *world, s *flow.Session) {
-			run(w, s)
+			w.keepRunning(s)
 			w.wantToken(s) // even before the refresh
 			w.sleep(flow.Settling)
 			w.wantCount(flowtest.Refresh, 1)
@@ -51,7 +29,7 @@ func TestRecordFromTheFutureIsRefreshedAtOnce(t *testing.T) {
 	t.Run("a lapsed one, and no server", func(t *testing.T) {
 		future(t, 2*time.Hour, func(w *world, s *flow.Session) {
 			w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Drop: true})
-			run(w, s)
+			w.keepRunning(s)
 			old := s.Current() // nobody can know
 			w.sleep(time.Second / 2)
 			if old == nil || s.Replace(w.Context(), old) != nil {
@@ -67,7 +45,7 @@ func TestRecordFromTheFutureIsRefreshedAtOnce(t *testing.T) {
 	t.Run("the end is not further away than it can be", func(t *testing.T) {
 		future(t, time.Minute, func(w *world, s *flow.Session) {
 			w.as.ScriptAlways(flowtest.Refresh, flowtest.Response{Drop: true})
-			run(w, s)
+			w.keepRunning(s)
 			if d := s.Current().Expiry().Sub(time.Now().Add(-26 * 365 * 24 * time.Hour)); d > time.Hour {
 				w.Fatalf("%v", d)
 			}

@@ -13,9 +13,9 @@ import (
 // accessOnly is a server that grants no refresh token.
 var accessOnly = flowtest.Config{OmitRefreshToken: true}
 
-// bornIn1970 logs in, stops, and starts again later with a wall clock that
+// madeIn1970 logs in, stops, and makes the session again later with a wall clock that
 // stands long before that.
-func (w *world) bornIn1970(later time.Duration) *flow.Session {
+func (w *world) madeIn1970(later time.Duration) *flow.Session {
 	w.Helper()
 	_, stop := w.loggedIn()
 	stop()
@@ -25,6 +25,11 @@ func (w *world) bornIn1970(later time.Duration) *flow.Session {
 		w.Fatal(err)
 	}
 	s.Skew(-26 * 365 * 24 * time.Hour)
+	return s
+}
+
+// keepRunning has a session run until the end of the test.
+func (w *world) keepRunning(s *flow.Session) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -33,6 +38,12 @@ func (w *world) bornIn1970(later time.Duration) *flow.Session {
 	}()
 	w.Cleanup(func() { cancel(); <-done })
 	synctest.Wait()
+}
+
+func (w *world) bornIn1970(later time.Duration) *flow.Session {
+	w.Helper()
+	s := w.madeIn1970(later)
+	w.keepRunning(s)
 	return s
 }
 
